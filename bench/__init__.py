@@ -1,0 +1,84 @@
+"""Benchmarks of mmcore beside its peers: ``python -m bench decode|frames|media``, or ``mmcore bench``.
+
+The folder is part of the source tree, not of the wheel. ``README.md`` here says how to install the peers.
+"""
+
+from __future__ import annotations
+
+import json as _json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SUITES", "run"]
+
+SUITES = ("decode", "frames")
+
+
+def run(
+    suite: str,
+    *,
+    plot: Path | None = None,
+    json: Path | None = None,
+    quick: bool = False,
+    rounds: int | None = None,
+    files: Sequence[Path] = (),
+    threads: int = 1,
+    clock: str = "wall",
+) -> dict[str, Any]:
+    """Run a suite, print its tables, and write what is asked for.
+
+    Parameters
+    ----------
+    suite : {"decode", "frames"}
+        "decode": files to tensors, end to end. "frames": the frames op alone.
+    plot, json : None or path
+        PNG plot and JSON record to write.
+    quick : bool
+        Fewer cases and rounds: a look, not a measurement.
+    rounds : None or int
+        Interleaved rounds; None is the suite's default.
+    files : sequence of path
+        Real clips to measure instead of the rendered ones ("decode" only).
+    threads : int
+        Cores and threads for every competitor ("decode" only).
+    clock : {"wall", "cpu"}
+        Which clock the tables show; the CPU clock holds on a machine that other programs share.
+
+    Returns
+    -------
+    dict
+        What ``json`` gets.
+
+    Raises
+    ------
+    ValueError
+        For an unknown suite or clock.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+    if clock not in ("wall", "cpu"):
+        raise ValueError(f"clock: expected 'wall' or 'cpu', got {clock!r}")
+    if suite != "decode" and (files or threads != 1):
+        raise ValueError("files, threads: only for the decode suite")
+    for path in (plot, json):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: no such folder; it must exist before a long run")
+    from bench import bench_decode, bench_frames, report, timing
+
+    cores = timing.pin(threads)
+    machine = timing.machine(cores)
+    progress = report.progress()
+    if suite == "decode":
+        result = bench_decode.run(
+            quick=quick, rounds=rounds, files=files, threads=threads, clock=clock, progress=progress
+        )
+    else:
+        result = bench_frames.run(quick=quick, rounds=rounds, clock=clock, progress=progress)
+    result["machine"] = machine
+    report.table(result)
+    if json is not None:
+        json.write_text(_json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        report.plot(result, plot)
+    return result

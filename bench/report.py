@@ -1,0 +1,249 @@
+"""Tables for the terminal and plots as PNG, from the records that the suites return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["clips", "plot", "progress", "table"]
+
+_OURS, _OURS_SOFT, _PEER, _INK, _QUIET = "#0b6e4f", "#6fb98f", "#9aa5b1", "#1f2933", "#66727f"
+
+
+def progress() -> Callable[[str], None]:
+    """Give a function that shows what is going on, on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    return lambda text: console.print(f"[dim]{text}[/dim]")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _header(result: dict[str, Any]) -> str:
+    m = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+    isa = m["mmcore_build"].get("isa", "?")
+    return f"{m['cpu']}, ISA {isa}, cores {m['cores_used']}; {m['date']}\n{versions}"
+
+
+def clips(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what the clips are like."""
+    from rich.table import Table
+
+    t = Table("clip", "frames", "bits/pixel", "raw µs/frame (CPU)", title="Clips")
+    for row in rows:
+        t.add_row(
+            str(row["clip"]),
+            str(row["frames"]),
+            f"{row['bits_per_pixel']:.3f}",
+            f"{row['raw_us_per_frame']:.0f}",
+        )
+    _console().print(t)
+
+
+def table(result: dict[str, Any]) -> None:
+    """Print a suite's tables."""
+    console = _console()
+    console.print(_header(result))
+    (_decode_tables if result["suite"] == "decode" else _frames_tables)(result, console)
+    for name, reason in result["absent"].items():
+        console.print(f"absent: {name}: {reason}", style="yellow", markup=False)
+
+
+def _decode_tables(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    rows = result["rows"]
+    for regime in ("pooled", "fresh"):
+        t = Table(
+            title=f"Times raw decode, {regime} output, {result['threads']} thread(s), {result['clock']} clock, "
+            f"median of {result['rounds']} interleaved rounds (quartiles)"
+        )
+        t.add_column("")
+        for row in rows:
+            t.add_column(row["job"], justify="right")
+        t.add_row("raw µs/frame", *(f"{r['raw_us_per_frame']:.0f}" for r in rows), style="dim")
+        for name in rows[0]["competitors"]:
+            cells = []
+            for row in rows:
+                e = row["competitors"][name][regime]
+                cells.append(f"{e['times_raw']:.2f} ({e['lower_quartile']:.2f}-{e['upper_quartile']:.2f})")
+            t.add_row(name, *cells, style="bold green" if name == "mmcore" else None)
+        if regime == "pooled":
+            t.add_row("goal for mmcore", *(_at_most(r["goals"].get("times_raw")) for r in rows), style="dim")
+        console.print(t)
+    t = Table(title="Best peer's time / mmcore's")
+    for column in (
+        "job",
+        "goal",
+        "all reuse memory",
+        "all fresh memory",
+        "as shipped (mmcore pools)",
+        "wall/CPU",
+    ):
+        t.add_column(column, justify="left" if column == "job" else "right")
+    for row in rows:
+        gains = (_gain(row["speedup"].get(k)) for k in ("pooled", "fresh", "as shipped"))
+        t.add_row(
+            row["job"], _at_least(row["goals"].get("times_best_peer")), *gains, f"{row['wall_over_cpu']:.2f}"
+        )
+    console.print(t)
+    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
+        console.print(
+            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
+        )
+
+
+def _at_most(value: float | None) -> str:
+    return "" if value is None else f"<= {value:.2f}"
+
+
+def _at_least(value: float | None) -> str:
+    return "" if value is None else f">= {value:.1f}"
+
+
+def _gain(entry: dict[str, Any] | None) -> str:
+    return "" if entry is None else f"{entry['times']:.2f} ({entry['best_peer']})"
+
+
+def _frames_tables(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    isas = result["isas"]
+    t = Table(
+        title=f"Frames op alone, µs per frame, output reused, median of {result['rounds']} interleaved rounds; "
+        f"copy bandwidth {result['copy_bandwidth'] / 1e9:.1f} GB/s (read + write)"
+    )
+    t.add_column("case")
+    t.add_column("floor", justify="right")
+    for isa in isas:
+        t.add_column(isa, justify="right")
+    t.add_column("times floor", justify="right")
+    for name in result["others"]:
+        t.add_column(name, justify="right")
+    for row in result["rows"]:
+        best = min((v["us_per_frame"] for v in row["isas"].values()), default=None)
+        t.add_row(
+            row["case"],
+            f"{row['floor_us']:.0f}",
+            *(f"{row['isas'][i]['us_per_frame']:.0f}" if i in row["isas"] else "-" for i in isas),
+            "-" if best is None else f"{best / row['floor_us']:.2f}",
+            *(
+                f"{row['others'][n]['us_per_frame']:.0f}" if n in row["others"] else "-"
+                for n in result["others"]
+            ),
+        )
+    console.print(t)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw a suite's plot as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = (_decode_plot if result["suite"] == "decode" else _frames_plot)(result, plt)
+        figure.savefig(path, dpi=130, facecolor="white")
+        plt.close(figure)
+
+
+def _decode_plot(result: dict[str, Any], plt: Any) -> Any:
+    rows = result["rows"]
+    columns = min(2, len(rows))
+    lines = -(-len(rows) // columns)
+    bars = len(rows[0]["competitors"])
+    height = lines * (0.34 * bars + 0.95) + 1.25
+    figure, axes = plt.subplots(lines, columns, figsize=(7.2 * columns, height), squeeze=False)
+    for axis in axes.flat[len(rows) :]:
+        axis.set_visible(False)
+    for axis, row in zip(axes.flat, rows, strict=False):
+        entries = row["competitors"]
+        names = sorted(entries, key=lambda n: entries[n]["pooled"]["times_raw"])
+        pooled, fresh = ([entries[n][regime]["times_raw"] for n in names] for regime in ("pooled", "fresh"))
+        colours = [_OURS if n == "mmcore" else _OURS_SOFT if n.startswith("mmcore") else _PEER for n in names]
+        axis.barh(names, fresh, color=colours, height=0.72, alpha=0.35)
+        axis.barh(names, pooled, color=colours, height=0.72)
+        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)))
+        room = max(*pooled, *fresh)
+        for i, (value, other) in enumerate(zip(pooled, fresh, strict=True)):
+            bold = "bold" if names[i] == "mmcore" else "normal"
+            axis.text(
+                max(value, other) + room * 0.012,
+                i,
+                f"{value:.2f}",
+                va="center",
+                fontsize=9,
+                fontweight=bold,
+                color=_INK,
+            )
+        axis.invert_yaxis()
+        axis.set_xlim(0, room * 1.13)
+        axis.tick_params(axis="y", length=0, labelsize=9.5)
+        axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+        for label, name in zip(axis.get_yticklabels(), names, strict=True):
+            label.set_fontweight("bold" if name == "mmcore" else "normal")
+        axis.set_title(
+            f"{row['job']}   (raw decode = {row['raw_us_per_frame']:.0f} µs a frame)",
+            loc="left",
+            fontsize=10.5,
+            color=_INK,
+        )
+    _titles(
+        figure,
+        height,
+        "Video file to normalised float32 tensor: time as a multiple of raw decode",
+        "Dashed line: decoding alone; shorter is better. Solid bars and figures: results in reused memory; pale: in fresh "
+        f"memory. {result['threads']} thread(s), medians of {result['rounds']} interleaved rounds.",
+        result,
+    )
+    return figure
+
+
+def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
+    rows = result["rows"]
+    isas = [i for i in result["isas"] if any(i in r["isas"] for r in rows)]
+    shades = ["#b7e0c6", "#6fb98f", "#0b6e4f", "#06402d"]
+    height = 0.25 * len(rows) * (len(isas) + 0.6) + 1.7
+    figure, axis = plt.subplots(figsize=(11, height))
+    step = 1 / (len(isas) + 0.6)
+    for k, isa in enumerate(isas):
+        at = [i + k * step for i, r in enumerate(rows) if isa in r["isas"]]
+        values = [r["isas"][isa]["us_per_frame"] / r["floor_us"] for r in rows if isa in r["isas"]]
+        micros = [r["isas"][isa]["us_per_frame"] for r in rows if isa in r["isas"]]
+        axis.barh(at, values, height=step * 0.9, color=shades[-len(isas) :][k], label=isa)
+        for y, value, micro in zip(at, values, micros, strict=True):
+            axis.text(value, y, f" {value:.2f}  ({micro:.0f} µs)", va="center", fontsize=8, color=_INK)
+    axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)))
+    axis.set_yticks([i + step * (len(isas) - 1) / 2 for i in range(len(rows))], [r["case"] for r in rows])
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
+    axis.set_ylim(len(rows) - step * 0.4, -step)
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
+    _titles(
+        figure,
+        height,
+        "The frames op alone: time as a multiple of the memory floor",
+        "Floor (dashed): reading the needed plane bytes and writing the output once at copy bandwidth, "
+        f"{result['copy_bandwidth'] / 1e9:.1f} GB/s here. Planes come from memory, output reused.",
+        result,
+    )
+    return figure
+
+
+def _titles(figure: Any, height: float, title: str, subtitle: str, result: dict[str, Any]) -> None:
+    m = result["machine"]
+    figure.text(0.012, 1 - 0.16 / height, title, fontsize=14, fontweight="bold", va="top", color=_INK)
+    figure.text(0.012, 1 - 0.46 / height, subtitle, fontsize=9.5, va="top", color=_QUIET)
+    versions = "  ".join(f"{k} {v}" for k, v in m["versions"].items())
+    foot = f"{m['cpu']}, one machine, {m['date'][:10]}.  {versions}"
+    figure.text(0.012, 0.08 / height, foot, fontsize=8, va="bottom", color=_QUIET)
+    figure.tight_layout(rect=(0, 0.26 / height, 1, 1 - 0.72 / height))

@@ -1,0 +1,150 @@
+// Bindings of frames_to_tensor: plans are built from keyword arguments, pointers travel as integers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "mmcore/frames.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using mmcore::FramesSpec;
+
+struct Plan {
+  std::shared_ptr<const mmcore::FramesPlan> plan;
+  FramesSpec spec;
+  int num_planes = 0;
+};
+
+Plan make_plan(int family, const std::vector<std::array<int, 3>>& components, int bits, int shift,
+               std::array<int, 2> log2_chroma, std::array<int, 2> source, std::array<int, 2> resize,
+               std::array<int, 4> crop, int interpolation, bool antialias, int chroma, std::array<double, 2> kr_kb,
+               bool full_range, int accuracy, int dtype, std::array<double, 3> mul, std::array<double, 3> add,
+               const std::optional<std::array<std::array<float, 3>, 2>>& sub_div, float scale) {
+  FramesSpec s;
+  s.format.family = static_cast<mmcore::ColorFamily>(family);
+  Plan p;
+  for (std::size_t i = 0; i < components.size() && i < 3; ++i) {
+    s.format.component[i] = {components[i][0], components[i][1], components[i][2]};
+    p.num_planes = std::max(p.num_planes, components[i][0] + 1);
+  }
+  s.format.bits = bits;
+  s.format.shift = shift;
+  s.format.log2_chroma_w = log2_chroma[0];
+  s.format.log2_chroma_h = log2_chroma[1];
+  s.height = source[0];
+  s.width = source[1];
+  s.resize_h = resize[0];
+  s.resize_w = resize[1];
+  s.top = crop[0];
+  s.left = crop[1];
+  s.out_h = crop[2];
+  s.out_w = crop[3];
+  s.interpolation = static_cast<mmcore::Interpolation>(interpolation);
+  s.antialias = antialias;
+  s.chroma = static_cast<mmcore::ChromaLocation>(chroma);
+  s.kr = kr_kb[0];
+  s.kb = kr_kb[1];
+  s.full_range = full_range;
+  s.accuracy = static_cast<mmcore::Accuracy>(accuracy);
+  s.dtype = static_cast<mmcore::DType>(dtype);
+  for (int c = 0; c < 3; ++c) {
+    s.mul[c] = mul[c];
+    s.add[c] = add[c];
+    if (sub_div) {
+      s.sub[c] = (*sub_div)[0][c];
+      s.div[c] = (*sub_div)[1][c];
+    }
+  }
+  s.scale_only = !sub_div;
+  s.scale = scale;
+  // The Python layer checks what users pass; this keeps a wrong call of the core from reading out of bounds.
+  const bool ok = s.height > 0 && s.width > 0 && s.resize_h > 0 && s.resize_w > 0 && s.out_h > 0 && s.out_w > 0 &&
+                  s.top >= 0 && s.left >= 0 && s.top + s.out_h <= s.resize_h && s.left + s.out_w <= s.resize_w &&
+                  bits >= 8 && bits + shift <= 16 && p.num_planes >= 1 && p.num_planes <= 4 &&
+                  components.size() == (s.format.family == mmcore::ColorFamily::kGray ? 1u : 3u);
+  if (!ok) throw std::invalid_argument("FramesPlan: inconsistent sizes");
+  p.spec = s;
+  p.plan = mmcore::make_frames_plan(s);
+  return p;
+}
+
+// (data pointer, frame, channel, row and pixel stride, patch_size, temporal_patch_size, merge_size)
+using Output = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int>;
+
+mmcore::OutputDesc output_desc(const Output& o) {
+  mmcore::OutputDesc d;
+  d.data = reinterpret_cast<void*>(std::get<0>(o));
+  d.frame_stride = static_cast<std::ptrdiff_t>(std::get<1>(o));
+  d.channel_stride = static_cast<std::ptrdiff_t>(std::get<2>(o));
+  d.row_stride = static_cast<std::ptrdiff_t>(std::get<3>(o));
+  d.pixel_stride = static_cast<std::ptrdiff_t>(std::get<4>(o));
+  d.patch_size = std::get<5>(o);
+  d.temporal_patch_size = std::get<6>(o);
+  d.merge_size = std::get<7>(o);
+  return d;
+}
+
+// Sequence of (pointer, pitch) pairs, one per plane.
+void read_planes(const Plan& p, const py::sequence& planes, const std::uint8_t** pointers, std::ptrdiff_t* pitches) {
+  if (static_cast<int>(planes.size()) < p.num_planes) throw std::invalid_argument("FramesPlan: too few planes");
+  for (int i = 0; i < p.num_planes; ++i) {
+    const py::sequence pair = planes[static_cast<std::size_t>(i)];
+    pointers[i] = reinterpret_cast<const std::uint8_t*>(pair[0].cast<std::uintptr_t>());
+    pitches[i] = pair[1].cast<std::ptrdiff_t>();
+  }
+}
+
+}  // namespace
+
+void register_frames(py::module_& m) {
+  py::class_<Plan>(m, "FramesPlan", "Filters and coefficients of one (source, transform) pair; immutable.")
+      .def(py::init(&make_plan), py::kw_only(), py::arg("family"), py::arg("components"), py::arg("bits"),
+           py::arg("shift"), py::arg("log2_chroma"), py::arg("source"), py::arg("resize"), py::arg("crop"),
+           py::arg("interpolation"), py::arg("antialias"), py::arg("chroma"), py::arg("kr_kb"), py::arg("full_range"),
+           py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"),
+           py::arg("scale"))
+      .def(
+          "convert_frame",
+          [](const Plan& self, const py::sequence& planes, const Output& output, std::int64_t index) {
+            const std::uint8_t* pointers[4] = {};
+            std::ptrdiff_t pitches[4] = {};
+            // av.VideoFrame.planes: each has buffer_ptr and line_size
+            if (static_cast<int>(planes.size()) < self.num_planes) {
+              throw std::invalid_argument("FramesPlan: too few planes");
+            }
+            for (int i = 0; i < self.num_planes; ++i) {
+              const py::object plane = planes[static_cast<std::size_t>(i)];
+              pointers[i] = reinterpret_cast<const std::uint8_t*>(plane.attr("buffer_ptr").cast<std::uintptr_t>());
+              pitches[i] = plane.attr("line_size").cast<std::ptrdiff_t>();
+            }
+            const mmcore::OutputDesc out = output_desc(output);
+            py::gil_scoped_release release;
+            mmcore::frames_to_tensor(*self.plan, pointers, pitches, out, index);
+          },
+          py::arg("planes"), py::arg("output"), py::arg("index"),
+          "Convert one av.VideoFrame's planes into slot `index` of the output.")
+      .def(
+          "convert",
+          [](const Plan& self, const py::sequence& frames, const Output& output, std::int64_t first, int threads) {
+            const std::size_t count = frames.size();
+            std::vector<const std::uint8_t*> pointers(4 * count);
+            std::vector<std::ptrdiff_t> pitches(4 * count);
+            for (std::size_t i = 0; i < count; ++i) read_planes(self, frames[i], &pointers[4 * i], &pitches[4 * i]);
+            const mmcore::OutputDesc out = output_desc(output);
+            py::gil_scoped_release release;
+            mmcore::frames_to_tensor_batch(*self.plan, pointers.data(), pitches.data(),
+                                           static_cast<std::int64_t>(count), out, first, threads);
+          },
+          py::arg("frames"), py::arg("output"), py::arg("first"), py::arg("threads"),
+          "Convert frames, each a sequence of (pointer, pitch in bytes) per plane, into slots from `first` on.");
+}

@@ -1,0 +1,401 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "frames_plan.h"
+#include "mmcore/frames.h"
+
+namespace mmcore {
+
+namespace {
+
+constexpr std::size_t kAlign = 64;
+
+// Bump allocator over one thread's scratch, which frames of every kind share.
+class Scratch {
+ public:
+  void begin(std::size_t bytes) {
+    used_ = 0;
+    if (bytes + kAlign > storage_.size()) storage_.assign(bytes + kAlign, 0);
+    const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
+    base_ = storage_.data() + (kAlign - address % kAlign) % kAlign;
+  }
+  template <typename T>
+  T* take(std::size_t count) {
+    T* p = reinterpret_cast<T*>(base_ + used_);
+    used_ += bytes_for<T>(count);
+    // Filters read past a row's end with weights of zero: what lies there must not be another use's NaN.
+    std::memset(static_cast<void*>(p + count), 0, kRowPadding * sizeof(T));
+    return p;
+  }
+  template <typename T>
+  static std::size_t bytes_for(std::size_t count) {
+    return ((count + kRowPadding) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+  }
+
+ private:
+  std::vector<unsigned char> storage_;
+  unsigned char* base_ = nullptr;
+  std::size_t used_ = 0;
+};
+
+Scratch& thread_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+int sample_size(const FormatDesc& f) { return f.bits + f.shift > 8 ? 2 : 1; }
+
+std::size_t dtype_size(DType t) { return t == DType::kU8 ? 1 : t == DType::kF32 ? 4 : 2; }
+
+struct Source {
+  const std::uint8_t* const* planes;
+  const std::ptrdiff_t* pitches;
+};
+
+// Buffers of the convert stage: rows of samples as floats, rows of components.
+struct ConvertRows {
+  float* plane[3];
+  float* picked;      // one component of an interleaved plane
+  float* component[3];
+  const void** row_pointers;
+
+  static std::size_t bytes(const ConvertStage& s) {
+    std::size_t total = 0;
+    for (const PlaneStage& p : s.planes) total += Scratch::bytes_for<float>(static_cast<std::size_t>(p.sample_count));
+    int widest = 0;
+    for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
+    total += Scratch::bytes_for<float>(static_cast<std::size_t>(widest));
+    total += 3 * Scratch::bytes_for<float>(static_cast<std::size_t>(s.columns));
+    const int taps = std::max(s.vertical[0].max_count, s.vertical[1].max_count);
+    return total + Scratch::bytes_for<const void*>(static_cast<std::size_t>(taps));
+  }
+
+  void take(Scratch& scratch, const ConvertStage& s) {
+    for (std::size_t i = 0; i < s.planes.size(); ++i) {
+      plane[i] = scratch.take<float>(static_cast<std::size_t>(s.planes[i].sample_count));
+    }
+    int widest = 0;
+    for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
+    picked = scratch.take<float>(static_cast<std::size_t>(widest));
+    for (float*& c : component) c = scratch.take<float>(static_cast<std::size_t>(s.columns));
+    row_pointers = scratch.take<const void*>(
+        static_cast<std::size_t>(std::max(s.vertical[0].max_count, s.vertical[1].max_count)));
+  }
+};
+
+// Row `y` of the convert stage's output: pointers to its component rows, raw values.
+void convert_row(const FramesPlan& plan, const Source& src, ConvertRows& rows, int y, const float* out[3]) {
+  const ConvertStage& s = plan.convert;
+  const FormatDesc& f = plan.spec.format;
+  const FramesKernels& k = *plan.kernels;
+  const int size = sample_size(f);
+  const std::size_t i = static_cast<std::size_t>(y);
+  for (std::size_t p = 0; p < s.planes.size(); ++p) {
+    const PlaneStage& stage = s.planes[p];
+    const VerticalFilter& v = *stage.vertical;
+    const std::uint8_t* row = src.planes[stage.plane] + v.start[i] * src.pitches[stage.plane] +
+                              static_cast<std::ptrdiff_t>(stage.sample_begin) * size;
+    for (int t = 0; t < v.count[i]; ++t) rows.row_pointers[t] = row + t * src.pitches[stage.plane];
+    const float* weight = v.weight.data() + v.offset[i];
+    if (size == 1) {
+      k.vertical_u8(reinterpret_cast<const std::uint8_t* const*>(rows.row_pointers), weight, v.count[i],
+                    rows.plane[p], stage.sample_count);
+    } else {
+      k.vertical_u16(reinterpret_cast<const std::uint16_t* const*>(rows.row_pointers), weight, v.count[i], f.shift,
+                     rows.plane[p], stage.sample_count);
+    }
+  }
+  for (std::size_t c = 0; c < s.components.size(); ++c) {
+    const ComponentStage& stage = s.components[c];
+    const float* samples = rows.plane[stage.plane_stage] + stage.offset;
+    if (stage.step > 1) {
+      float* to = stage.horizontal->kind == HorizontalKind::kIdentity ? rows.component[c] : rows.picked;
+      k.pick(samples, stage.step, to, stage.columns);
+      samples = to;
+    }
+    if (stage.horizontal->kind != HorizontalKind::kIdentity) {
+      k.horizontal(samples, *stage.horizontal, rows.component[c]);
+      samples = rows.component[c];
+    }
+    out[c] = samples;
+  }
+}
+
+// Where rows of one frame go, whatever the layout: rows that the kernels can write straight into the output are
+// written there, others through scratch.
+class Sink {
+ public:
+  Sink(const FramesPlan& plan, const OutputDesc& out, std::int64_t frame)
+      : plan_(plan), out_(out), frame_(frame), size_(dtype_size(plan.spec.dtype)) {}
+
+  bool direct() const { return out_.patch_size == 0 && out_.pixel_stride == 1; }
+
+  std::size_t bytes() const {
+    return direct() ? 0 : 3 * Scratch::bytes_for<float>(static_cast<std::size_t>(plan_.spec.out_w));
+  }
+
+  void take(Scratch& scratch) {
+    if (direct()) return;
+    for (void*& r : scratch_) r = scratch.take<float>(static_cast<std::size_t>(plan_.spec.out_w));
+  }
+
+  // Three rows of out_w elements to fill, then commit(y).
+  void rows(int y, void* dst[3]) {
+    for (int c = 0; c < 3; ++c) {
+      dst[c] = direct() ? at(frame_ * out_.frame_stride + c * out_.channel_stride + y * out_.row_stride)
+                        : scratch_[c];
+    }
+  }
+
+  void commit(int y) {
+    if (direct()) return;
+    if (out_.patch_size > 0) return commit_patches(y);
+    void* dst = at(frame_ * out_.frame_stride + y * out_.row_stride);
+    const int n = plan_.spec.out_w;
+    if (size_ == 1) {
+      plan_.kernels->interleave_u8(reinterpret_cast<std::uint8_t* const*>(scratch_), static_cast<std::uint8_t*>(dst), n);
+    } else if (size_ == 2) {
+      plan_.kernels->interleave_u16(reinterpret_cast<std::uint16_t* const*>(scratch_),
+                                    static_cast<std::uint16_t*>(dst), n);
+    } else {
+      plan_.kernels->interleave_f32(reinterpret_cast<float* const*>(scratch_), static_cast<float*>(dst), n);
+    }
+  }
+
+ private:
+  void* at(std::int64_t element) { return static_cast<char*>(out_.data) + element * static_cast<std::int64_t>(size_); }
+
+  // Rows of patches run over (time, y / merge, x / merge, y % merge, x % merge) in units of patches, columns over
+  // (channel, time in patch, y, x in patch).
+  void commit_patches(int y) {
+    const std::int64_t p = out_.patch_size, tp = out_.temporal_patch_size, m = out_.merge_size;
+    const std::int64_t grid_h = plan_.spec.out_h / p, grid_w = plan_.spec.out_w / p, columns = 3 * tp * p * p;
+    const std::int64_t py = y / p, t = frame_ / tp;
+    const std::size_t segment = static_cast<std::size_t>(p) * size_;
+    for (std::int64_t px = 0; px < grid_w; ++px) {
+      const std::int64_t row = t * grid_h * grid_w + ((py / m * (grid_w / m) + px / m) * m + py % m) * m + px % m;
+      for (std::int64_t c = 0; c < 3; ++c) {
+        const std::int64_t column = ((c * tp + frame_ % tp) * p + y % p) * p;
+        std::memcpy(at(row * columns + column), static_cast<const char*>(scratch_[c]) + px * static_cast<std::int64_t>(segment),
+                    segment);
+      }
+    }
+  }
+
+  const FramesPlan& plan_;
+  const OutputDesc& out_;
+  std::int64_t frame_;
+  std::size_t size_;
+  void* scratch_[3] = {};
+};
+
+void convert_fused(const FramesPlan& plan, const Source& src, Sink& sink) {
+  Scratch& scratch = thread_scratch();
+  scratch.begin(ConvertRows::bytes(plan.convert) + sink.bytes());
+  ConvertRows rows;
+  rows.take(scratch, plan.convert);
+  sink.take(scratch);
+  for (int y = 0; y < plan.spec.out_h; ++y) {
+    const float* in[3];
+    convert_row(plan, src, rows, y, in);
+    void* dst[3];
+    sink.rows(y, dst);
+    const Affine& a = plan.convert.affine;
+    switch (plan.spec.dtype) {
+      case DType::kU8:
+        plan.kernels->affine_u8(in, a, reinterpret_cast<std::uint8_t* const*>(dst), plan.spec.out_w);
+        break;
+      case DType::kF16:
+        plan.kernels->affine_f16(in, a, reinterpret_cast<std::uint16_t* const*>(dst), plan.spec.out_w);
+        break;
+      case DType::kBF16:
+        plan.kernels->affine_bf16(in, a, reinterpret_cast<std::uint16_t* const*>(dst), plan.spec.out_w);
+        break;
+      case DType::kF32:
+        plan.kernels->affine_f32(in, a, reinterpret_cast<float* const*>(dst), plan.spec.out_w);
+        break;
+    }
+    sink.commit(y);
+  }
+}
+
+// One row of bytes per channel to the output's dtype.
+void finish_bytes(const FramesPlan& plan, const std::uint8_t* const* bytes, void* const* dst) {
+  const FramesSpec& s = plan.spec;
+  for (int c = 0; c < 3; ++c) {
+    const float div = s.scale_only ? s.scale : s.div[c];
+    switch (s.dtype) {
+      case DType::kU8:
+        if (dst[c] != bytes[c]) std::memcpy(dst[c], bytes[c], static_cast<std::size_t>(s.out_w));
+        break;
+      case DType::kF16:
+        plan.kernels->normalize_f16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]), s.out_w);
+        break;
+      case DType::kBF16:
+        plan.kernels->normalize_bf16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]), s.out_w);
+        break;
+      case DType::kF32:
+        plan.kernels->normalize_f32(bytes[c], s.sub[c], div, s.scale_only, static_cast<float*>(dst[c]), s.out_w);
+        break;
+    }
+  }
+}
+
+// Rows of the horizontally resampled picture, kept while a later output row still needs them.
+template <typename T>
+class RowRing {
+ public:
+  static std::size_t bytes(int depth, int columns) {
+    return Scratch::bytes_for<T>(static_cast<std::size_t>(depth) * 3 * padded(columns));
+  }
+  void take(Scratch& scratch, int depth, int columns) {
+    depth_ = depth;
+    columns_ = padded(columns);
+    data_ = scratch.take<T>(static_cast<std::size_t>(depth) * 3 * columns_);
+  }
+  T* row(int y, int c) { return data_ + (static_cast<std::size_t>(y % depth_) * 3 + static_cast<std::size_t>(c)) * columns_; }
+
+ private:
+  static std::size_t padded(int columns) { return static_cast<std::size_t>(columns) + kRowPadding; }
+  T* data_ = nullptr;
+  int depth_ = 1;
+  std::size_t columns_ = 0;
+};
+
+void area_row(const FramesPlan& plan, const std::uint8_t* bytes, std::uint32_t* dst) {
+  const BytesStage& s = plan.bytes_stage;
+  for (std::size_t i = 0; i < s.area_start.size(); ++i) {
+    std::uint32_t sum = 0;
+    for (int k = 0; k < s.area_count[i]; ++k) sum += bytes[s.area_start[i] + k];
+    dst[i] = sum;
+  }
+}
+
+void convert_bytes(const FramesPlan& plan, const Source& src, Sink& sink) {
+  const ConvertStage& cs = plan.convert;
+  const BytesStage& bs = plan.bytes_stage;
+  const FramesSpec& s = plan.spec;
+  const std::size_t in_columns = static_cast<std::size_t>(cs.columns), columns = static_cast<std::size_t>(s.out_w);
+  const int depth = std::max(bs.vertical.max_count, 1);
+  Scratch& scratch = thread_scratch();
+  std::size_t bytes = ConvertRows::bytes(cs) + sink.bytes() + 3 * Scratch::bytes_for<std::uint8_t>(in_columns) +
+                      3 * Scratch::bytes_for<std::uint8_t>(columns) +
+                      Scratch::bytes_for<const std::uint8_t*>(static_cast<std::size_t>(depth));
+  if (plan.resample) {
+    bytes += bs.area ? RowRing<std::uint32_t>::bytes(depth, s.out_w) : RowRing<std::uint8_t>::bytes(depth, s.out_w);
+  }
+  scratch.begin(bytes);
+  ConvertRows rows;
+  rows.take(scratch, cs);
+  sink.take(scratch);
+  std::uint8_t *full[3], *small[3];
+  for (auto& p : full) p = scratch.take<std::uint8_t>(in_columns);
+  for (auto& p : small) p = scratch.take<std::uint8_t>(columns);
+  auto** pointers = scratch.take<const std::uint8_t*>(static_cast<std::size_t>(depth));
+  RowRing<std::uint8_t> ring;
+  RowRing<std::uint32_t> sums;
+  if (plan.resample) bs.area ? sums.take(scratch, depth, s.out_w) : ring.take(scratch, depth, s.out_w);
+
+  int produced = 0;
+  for (int y = 0; y < s.out_h; ++y) {
+    const float* in[3];
+    void* dst[3];
+    sink.rows(y, dst);
+    if (!plan.resample) {
+      convert_row(plan, src, rows, y, in);
+      std::uint8_t* target[3];
+      for (int c = 0; c < 3; ++c) target[c] = s.dtype == DType::kU8 ? static_cast<std::uint8_t*>(dst[c]) : full[c];
+      plan.kernels->affine_u8(in, cs.affine, target, s.out_w);
+      finish_bytes(plan, target, dst);
+      sink.commit(y);
+      continue;
+    }
+    const std::size_t i = static_cast<std::size_t>(y);
+    const int start = bs.vertical.start[i], count = bs.vertical.count[i];
+    for (produced = std::max(produced, start); produced < start + count; ++produced) {
+      convert_row(plan, src, rows, produced, in);
+      plan.kernels->affine_u8(in, cs.affine, full, cs.columns);
+      for (int c = 0; c < 3; ++c) {
+        bs.area ? area_row(plan, full[c], sums.row(produced, c))
+                : plan.kernels->bytes_horizontal(full[c], bs.horizontal, ring.row(produced, c));
+      }
+    }
+    for (int c = 0; c < 3; ++c) {
+      if (bs.area) {
+        for (std::size_t x = 0; x < columns; ++x) {
+          double sum = 0;
+          for (int k = 0; k < count; ++k) sum += sums.row(start + k, c)[x];
+          small[c][x] = static_cast<std::uint8_t>(std::lrint(sum / count / bs.area_count[x]));
+        }
+      } else {
+        for (int k = 0; k < count; ++k) pointers[k] = ring.row(start + k, c);
+        plan.kernels->bytes_vertical(pointers, bs.vertical_weight.data() + bs.vertical.offset[i], count,
+                                     bs.vertical_precision, small[c], s.out_w);
+      }
+    }
+    finish_bytes(plan, small, dst);
+    sink.commit(y);
+  }
+}
+
+}  // namespace
+
+const FramesKernels& frames_kernels(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__) || defined(_M_X64)
+    case Isa::kAvx2:
+      return avx2::kFramesKernels;
+    case Isa::kAvx512:
+      return avx512::kFramesKernels;
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    case Isa::kNeon:
+      return neon::kFramesKernels;
+#endif
+    default:
+      return base::kFramesKernels;
+  }
+}
+
+void frames_to_tensor(const FramesPlan& plan, const std::uint8_t* const* planes, const std::ptrdiff_t* pitches,
+                      const OutputDesc& out, std::int64_t frame) {
+  Sink sink(plan, out, frame);
+  const Source src{planes, pitches};
+  plan.bytes ? convert_bytes(plan, src, sink) : convert_fused(plan, src, sink);
+}
+
+void frames_to_tensor_batch(const FramesPlan& plan, const std::uint8_t* const* planes, const std::ptrdiff_t* pitches,
+                            std::int64_t count, const OutputDesc& out, std::int64_t first_frame, int threads) {
+  // Each frame is one thread's alone, so the numbers cannot depend on how frames are shared out.
+  std::atomic<std::int64_t> next{0};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+  auto work = [&] {
+    try {
+      for (std::int64_t i; (i = next.fetch_add(1)) < count;) {
+        frames_to_tensor(plan, planes + 4 * i, pitches + 4 * i, out, first_frame + i);
+      }
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(error_mutex);
+      error = std::current_exception();
+    }
+  };
+  std::vector<std::thread> pool;
+  const std::int64_t extra = std::min<std::int64_t>(threads, count) - 1;
+  try {
+    for (std::int64_t i = 0; i < extra; ++i) pool.emplace_back(work);
+  } catch (...) {
+    // No more threads to be had: those that run share the frames.
+  }
+  work();
+  for (std::thread& t : pool) t.join();
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace mmcore

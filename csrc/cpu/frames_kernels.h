@@ -1,0 +1,94 @@
+// The table of SIMD kernels of frames_to_tensor, one instance per instruction set.
+//
+// Rows of floats that kernels exchange are scratch: 64-byte aligned and padded, so a kernel may read kRowPadding
+// floats past the end (finite values there) and write up to the next multiple of 16. Rows of planes and of the
+// output are the caller's memory and are never touched outside [0, n).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+
+namespace mmcore {
+
+constexpr int kRowPadding = 64;
+
+// How a horizontal filter is laid out; chosen per filter from its scale and the lanes of the ISA.
+enum class HorizontalKind {
+  kIdentity,   // output i is input i
+  kPermute,    // `lanes` outputs read at most `lanes` (registers=1) or 2*lanes (registers=2) neighbouring inputs
+  kDot,        // `taps` contiguous inputs per output, padded to a multiple of 4 with zero weights
+};
+
+struct HorizontalFilter {
+  HorizontalKind kind = HorizontalKind::kIdentity;
+  int size = 0;       // outputs
+  int taps = 0;
+  int lanes = 0;
+  int registers = 0;  // kPermute
+  std::vector<int> start;         // kPermute: per group of lanes; kDot: per output, padded to a multiple of 16
+  std::vector<std::int32_t> index;  // kPermute: [group][tap][lane]
+  std::vector<float> weight;      // kPermute: [group][tap][lane]; kDot: see dot_layout in frames_plan.cpp
+};
+
+// out_c = clamp(sum_j m[c][j] * component_j + b[c], lo[c], hi[c])
+struct Affine {
+  enum class Kind { kYuv, kGray, kRgb } kind = Kind::kYuv;  // which entries of m are not zero
+  float m[3][3] = {}, b[3] = {}, lo[3] = {}, hi[3] = {};
+};
+
+// 8-bit fixed-point horizontal filter: (sum weight * byte + half) >> precision, clamped to a byte.
+struct BytesFilter {
+  int size = 0;
+  int taps = 0;  // multiple of 8, zero-padded
+  int precision = 0;
+  std::vector<int> start;
+  std::vector<std::int16_t> weight;  // [output][taps]
+};
+
+struct FramesKernels {
+  Isa isa;
+  int lanes;
+  // dst[x] = sum_k weight[k] * (rows[k][x] >> shift)
+  void (*vertical_u8)(const std::uint8_t* const* rows, const float* weight, int taps, float* dst, int n);
+  void (*vertical_u16)(const std::uint16_t* const* rows, const float* weight, int taps, int shift, float* dst, int n);
+  void (*horizontal)(const float* src, const HorizontalFilter& filter, float* dst);
+  // dst[x] = src[x * step]
+  void (*pick)(const float* src, int step, float* dst, int n);
+  void (*affine_f32)(const float* const* src, const Affine& a, float* const* dst, int n);
+  void (*affine_f16)(const float* const* src, const Affine& a, std::uint16_t* const* dst, int n);
+  void (*affine_bf16)(const float* const* src, const Affine& a, std::uint16_t* const* dst, int n);
+  // Rounds to the nearest even; multiplies and adds apart, so that every ISA gives the same bytes.
+  void (*affine_u8)(const float* const* src, const Affine& a, std::uint8_t* const* dst, int n);
+  // (byte - sub) / div, or byte * scale
+  void (*normalize_f32)(const std::uint8_t* src, float sub, float div, bool scale_only, float* dst, int n);
+  void (*normalize_f16)(const std::uint8_t* src, float sub, float div, bool scale_only, std::uint16_t* dst, int n);
+  void (*normalize_bf16)(const std::uint8_t* src, float sub, float div, bool scale_only, std::uint16_t* dst, int n);
+  // src may be read up to kRowPadding bytes past its end
+  void (*bytes_horizontal)(const std::uint8_t* src, const BytesFilter& filter, std::uint8_t* dst);
+  void (*bytes_vertical)(const std::uint8_t* const* rows, const std::int16_t* weight, int taps, int precision,
+                         std::uint8_t* dst, int n);
+  // dst = a0 b0 c0 a1 b1 c1 ...
+  void (*interleave_u8)(const std::uint8_t* const* src, std::uint8_t* dst, int n);
+  void (*interleave_u16)(const std::uint16_t* const* src, std::uint16_t* dst, int n);
+  void (*interleave_f32)(const float* const* src, float* dst, int n);
+};
+
+const FramesKernels& frames_kernels(Isa isa);
+
+namespace base {
+extern const FramesKernels kFramesKernels;
+}
+namespace avx2 {
+extern const FramesKernels kFramesKernels;
+}
+namespace avx512 {
+extern const FramesKernels kFramesKernels;
+}
+namespace neon {
+extern const FramesKernels kFramesKernels;
+}
+
+}  // namespace mmcore

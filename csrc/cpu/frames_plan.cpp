@@ -1,0 +1,415 @@
+#include "frames_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+namespace mmcore {
+
+namespace {
+
+double triangle(double x) {
+  x = std::fabs(x);
+  return x < 1 ? 1 - x : 0;
+}
+
+// Keys' cubic. torch takes a = -1/2 with antialias, as Pillow does, and -3/4 without.
+double cubic(double x, double a) {
+  x = std::fabs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  if (x < 2) return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a;
+  return 0;
+}
+
+void antialias_row(AxisTaps& taps, double scale, int i, bool bicubic) {
+  const double width = bicubic ? 4 : 2;
+  const double support = scale >= 1 ? width * 0.5 * scale : width * 0.5;
+  const double center = scale * (i + 0.5), invscale = scale >= 1 ? 1 / scale : 1;
+  const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+  int count = std::min(static_cast<int>(center + support + 0.5), taps.size_in) - first;
+  count = std::min(count, static_cast<int>(std::ceil(support)) * 2 + 1);
+  std::vector<double> w(std::max(count, 0));
+  double total = 0;
+  for (int j = 0; j < count; ++j) {
+    const double x = (j + first - center + 0.5) * invscale;
+    w[j] = bicubic ? cubic(x, -0.5) : triangle(x);
+    total += w[j];
+  }
+  for (double& v : w) {
+    v /= total;
+    taps.max_weight = std::max(taps.max_weight, v);
+  }
+  taps.start.push_back(first);
+  taps.weight.push_back(std::move(w));
+}
+
+// Without antialias: 2 or 4 taps around the centre, those outside the axis moved to its ends.
+void plain_row(AxisTaps& taps, double scale, int i, bool bicubic) {
+  double x = scale * (i + 0.5) - 0.5;
+  if (!bicubic) x = std::max(x, 0.0);
+  const int index = std::min(static_cast<int>(std::floor(x)), taps.size_in - 1);
+  const double lambda = std::min(std::max(x - index, 0.0), 1.0);
+  const int support = bicubic ? 2 : 1, first = std::max(index - support + 1, 0);
+  const int count = std::min(index + support + 1, taps.size_in) - first;
+  std::vector<double> w(count, 0.0);
+  int at = 0;
+  for (int j = 0; j < 2 * support; ++j) {
+    const double d = j + 1 - support - lambda;
+    const int input = index - support + 1 + j;
+    if (input <= 0) {
+      at = 0;
+    } else if (input >= taps.size_in - 1) {
+      at = count - 1;
+    }
+    w[at] += bicubic ? cubic(d, -0.75) : triangle(d);
+    taps.max_weight = std::max(taps.max_weight, w[at]);  // of running sums, as torch's fixed-point path takes it
+    ++at;
+  }
+  taps.start.push_back(first);
+  taps.weight.push_back(std::move(w));
+}
+
+void area_row(AxisTaps& taps, int size_out, int i) {
+  const std::int64_t in = taps.size_in;
+  const int first = static_cast<int>(i * in / size_out);
+  const int last = static_cast<int>(((i + 1) * in + size_out - 1) / size_out);
+  taps.start.push_back(first);
+  taps.weight.emplace_back(last - first, 1.0 / (last - first));
+}
+
+void nearest_row(AxisTaps& taps, int size_out, int i) {
+  // torch's "nearest" in float32: its rounding is part of the contract
+  const float scale = static_cast<float>(taps.size_in) / static_cast<float>(size_out);
+  int index = static_cast<int>(std::floor(static_cast<float>(i) * scale));
+  if (size_out == taps.size_in) index = i;
+  if (size_out == 2 * taps.size_in) index = i >> 1;
+  taps.start.push_back(std::min(index, taps.size_in - 1));
+  taps.weight.emplace_back(1, 1.0);
+}
+
+// Drop weights too small to matter at either end; they would only widen the reads.
+void trim(int& start, std::vector<double>& w) {
+  constexpr double kTiny = 1e-12;
+  while (w.size() > 1 && std::fabs(w.back()) < kTiny) w.pop_back();
+  std::size_t lead = 0;
+  while (lead + 1 < w.size() && std::fabs(w[lead]) < kTiny) ++lead;
+  w.erase(w.begin(), w.begin() + static_cast<std::ptrdiff_t>(lead));
+  start += static_cast<int>(lead);
+}
+
+void trim(AxisTaps& taps) {
+  for (std::size_t i = 0; i < taps.start.size(); ++i) trim(taps.start[i], taps.weight[i]);
+}
+
+VerticalFilter vertical_filter(const AxisTaps& taps) {
+  VerticalFilter f;
+  for (std::size_t i = 0; i < taps.start.size(); ++i) {
+    const auto& w = taps.weight[i];
+    f.start.push_back(taps.start[i]);
+    f.count.push_back(static_cast<int>(w.size()));
+    f.offset.push_back(f.weight.size());
+    for (double v : w) f.weight.push_back(static_cast<float>(v));
+    f.max_count = std::max(f.max_count, static_cast<int>(w.size()));
+  }
+  return f;
+}
+
+// kDot weights. 8 lanes or more: per group of 8 outputs and chunk of 4 taps, 4 vectors of 8 with outputs i and
+// i + 4 side by side, so that two levels of pairwise adds leave the 8 outputs in order. Else: [output][taps].
+void dot_layout(HorizontalFilter& f, const AxisTaps& taps, int x0) {
+  int longest = 1;
+  for (const auto& w : taps.weight) longest = std::max(longest, static_cast<int>(w.size()));
+  f.kind = HorizontalKind::kDot;
+  f.taps = (longest + 3) / 4 * 4;
+  const int padded = (f.size + 15) / 16 * 16;
+  f.start.assign(padded, 0);
+  f.weight.assign(static_cast<std::size_t>(padded) * f.taps, 0.0f);
+  for (int i = 0; i < f.size; ++i) {
+    f.start[i] = taps.start[i] - x0;
+    for (int k = 0; k < static_cast<int>(taps.weight[i].size()); ++k) {
+      std::size_t at = static_cast<std::size_t>(i) * f.taps + k;
+      if (f.lanes >= 8) {
+        const std::size_t group = i / 8, lane = i % 8;
+        at = ((group * (f.taps / 4) + k / 4) * 4 + lane % 4) * 8 + lane / 4 * 4 + k % 4;
+      }
+      f.weight[at] = static_cast<float>(taps.weight[i][k]);
+    }
+  }
+}
+
+HorizontalFilter horizontal_filter(const AxisTaps& taps, int x0, int lanes) {
+  HorizontalFilter f;
+  f.size = static_cast<int>(taps.start.size());
+  f.lanes = lanes;
+  if (taps.is_identity()) return f;
+  int longest = 0, span = 0;
+  for (const auto& w : taps.weight) longest = std::max(longest, static_cast<int>(w.size()));
+  if (lanes > 1) {
+    for (int g = 0; g < f.size; g += lanes) {
+      int low = taps.start[g], high = 0;
+      for (int i = g; i < std::min(g + lanes, f.size); ++i) {
+        low = std::min(low, taps.start[i]);
+        high = std::max(high, taps.start[i] + static_cast<int>(taps.weight[i].size()));
+      }
+      span = std::max(span, high - low);
+    }
+  }
+  // A permute tap costs 2 (one register) or 4 (two) operations for `lanes` outputs, a dot chunk of 4 taps about
+  // 4 for two of them plus the adds across lanes: permutes win while the taps are few.
+  if (lanes <= 1 || span > 2 * lanes || (span > lanes && longest > 6)) {
+    dot_layout(f, taps, x0);
+    return f;
+  }
+  f.kind = HorizontalKind::kPermute;
+  f.registers = span <= lanes ? 1 : 2;
+  f.taps = longest;
+  for (int g = 0; g < f.size; g += lanes) {
+    int low = taps.start[g];
+    for (int i = g; i < std::min(g + lanes, f.size); ++i) low = std::min(low, taps.start[i]);
+    f.start.push_back(low - x0);
+    for (int k = 0; k < f.taps; ++k) {
+      for (int i = g; i < g + lanes; ++i) {
+        const bool used = i < f.size && k < static_cast<int>(taps.weight[i].size());
+        f.index.push_back(used ? taps.start[i] + k - low : 0);
+        f.weight.push_back(used ? static_cast<float>(taps.weight[i][k]) : 0.0f);
+      }
+    }
+  }
+  return f;
+}
+
+int fixed_point_precision(double max_weight) {
+  // as torch and Pillow: the most bits for which the largest weight still fits 16 bits
+  int precision = 0;
+  for (; precision < 22; ++precision) {
+    if (static_cast<int>(0.5 + max_weight * (1 << (precision + 1))) >= (1 << 15)) break;
+  }
+  return precision;
+}
+
+std::int16_t fixed_point(double w, int precision) {
+  const double v = w * (1 << precision);
+  return static_cast<std::int16_t>(v < 0 ? static_cast<int>(-0.5 + v) : static_cast<int>(0.5 + v));
+}
+
+BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, int x0, bool area) {
+  BytesStage s;
+  s.area = area;
+  s.vertical = vertical_filter(rows);
+  for (int& v : s.vertical.start) v -= y0;
+  if (area) {
+    for (std::size_t i = 0; i < columns.start.size(); ++i) {
+      s.area_start.push_back(columns.start[i] - x0);
+      s.area_count.push_back(static_cast<int>(columns.weight[i].size()));
+    }
+    return s;
+  }
+  s.vertical_precision = fixed_point_precision(rows.max_weight);
+  for (const auto& w : rows.weight) {
+    for (double v : w) s.vertical_weight.push_back(fixed_point(v, s.vertical_precision));
+  }
+  BytesFilter& h = s.horizontal;
+  h.size = static_cast<int>(columns.start.size());
+  h.precision = fixed_point_precision(columns.max_weight);
+  int longest = 1;
+  for (const auto& w : columns.weight) longest = std::max(longest, static_cast<int>(w.size()));
+  h.taps = (longest + 7) / 8 * 8;
+  const std::size_t padded = (columns.start.size() + 3) / 4 * 4;
+  h.start.assign(padded, 0);
+  h.weight.assign(padded * h.taps, 0);
+  for (std::size_t i = 0; i < columns.start.size(); ++i) {
+    h.start[i] = columns.start[i] - x0;
+    for (std::size_t k = 0; k < columns.weight[i].size(); ++k) {
+      h.weight[i * h.taps + k] = fixed_point(columns.weight[i][k], h.precision);
+    }
+  }
+  return s;
+}
+
+// Raw component values to levels 0-255: level_c = sum_j m[c][j] * raw_j + b[c].
+void level_matrix(const FramesSpec& spec, double m[3][3], double b[3]) {
+  const FormatDesc& f = spec.format;
+  const double top = (1 << f.bits) - 1, unit = 1 << (f.bits - 8);
+  for (int c = 0; c < 3; ++c) {
+    b[c] = 0;
+    for (int j = 0; j < 3; ++j) m[c][j] = 0;
+  }
+  if (f.family == ColorFamily::kRgb) {
+    for (int c = 0; c < 3; ++c) m[c][c] = 255 / top;
+    return;
+  }
+  // The order of these operations is the reference backend's: coefficients must round to the same floats.
+  const double y_mul = spec.full_range ? 255 / top : 255 / (219 * unit), black = spec.full_range ? 0 : 16 * unit;
+  const double c_mul = spec.full_range ? 255 / top : 255 / (224 * unit), middle = 128 * unit;
+  const double kr = spec.kr, kb = spec.kb, kg = 1 - kr - kb;
+  if (f.family == ColorFamily::kYuv) {
+    m[0][2] = c_mul * (2 * (1 - kr));
+    m[1][1] = c_mul * (-2 * kb * (1 - kb) / kg);
+    m[1][2] = c_mul * (-2 * kr * (1 - kr) / kg);
+    m[2][1] = c_mul * (2 * (1 - kb));
+  }
+  for (int c = 0; c < 3; ++c) {
+    m[c][0] = y_mul;
+    b[c] = -(black * y_mul + middle * (m[c][1] + m[c][2]));
+  }
+}
+
+Affine affine(const FramesSpec& spec, bool bytes) {
+  double m[3][3], b[3];
+  level_matrix(spec, m, b);
+  Affine a;
+  a.kind = spec.format.family == ColorFamily::kYuv    ? Affine::Kind::kYuv
+           : spec.format.family == ColorFamily::kGray ? Affine::Kind::kGray
+                                                      : Affine::Kind::kRgb;
+  for (int c = 0; c < 3; ++c) {
+    const double mul = bytes ? 1 : spec.mul[c], add = bytes ? 0 : spec.add[c];
+    for (int j = 0; j < 3; ++j) a.m[c][j] = static_cast<float>(m[c][j] * mul);
+    a.b[c] = static_cast<float>(b[c] * mul + add);
+    const double ends[2] = {add, 255 * mul + add};
+    a.lo[c] = static_cast<float>(std::min(ends[0], ends[1]));
+    a.hi[c] = static_cast<float>(std::max(ends[0], ends[1]));
+  }
+  return a;
+}
+
+ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps columns, int lanes, bool bytes) {
+  const FormatDesc& f = spec.format;
+  ConvertStage s;
+  s.rows = static_cast<int>(rows.start.size());
+  s.columns = static_cast<int>(columns.start.size());
+  s.affine = affine(spec, bytes);
+  const bool yuv = f.family == ColorFamily::kYuv, replicate = spec.chroma == ChromaLocation::kNearest;
+  AxisTaps axis[2][2] = {{rows, columns}, {rows, columns}};
+  if (yuv && f.log2_chroma_h) {
+    axis[1][0] = chroma_taps(rows, spec.height, spec.chroma == ChromaLocation::kTopLeft ? 0 : -0.25, replicate);
+  }
+  if (yuv && f.log2_chroma_w) {
+    axis[1][1] = chroma_taps(columns, spec.width, spec.chroma == ChromaLocation::kCenter ? -0.25 : 0, replicate);
+  }
+  int x0[2];
+  for (int k = 0; k < 2; ++k) {
+    trim(axis[k][0]);
+    trim(axis[k][1]);
+    s.vertical[k] = vertical_filter(axis[k][0]);
+    x0[k] = axis[k][1].first();
+    s.horizontal[k] = horizontal_filter(axis[k][1], x0[k], lanes);
+  }
+  const int count = f.family == ColorFamily::kGray ? 1 : 3;
+  for (int c = 0; c < count; ++c) {
+    const ComponentDesc& d = f.component[c];
+    const int k = yuv && c > 0 ? 1 : 0, columns_needed = axis[k][1].last() - x0[k];
+    int stage = -1;
+    for (std::size_t p = 0; p < s.planes.size(); ++p) {
+      if (s.planes[p].plane == d.plane) stage = static_cast<int>(p);
+    }
+    // Components of one plane share its pass; a row of samples begins at the first one's first column.
+    if (stage < 0) {
+      stage = static_cast<int>(s.planes.size());
+      s.planes.push_back({d.plane, x0[k] * d.step, 0, nullptr});
+    }
+    PlaneStage& p = s.planes[static_cast<std::size_t>(stage)];
+    p.sample_count = std::max(p.sample_count, (columns_needed - 1) * d.step + d.offset + 1);
+    p.vertical = &s.vertical[k];
+    s.components.push_back({stage, d.offset, d.step, columns_needed, &s.horizontal[k]});
+  }
+  return s;
+}
+
+}  // namespace
+
+int AxisTaps::first() const { return *std::min_element(start.begin(), start.end()); }
+
+int AxisTaps::last() const {
+  int end = 0;
+  for (std::size_t i = 0; i < start.size(); ++i) end = std::max(end, start[i] + static_cast<int>(weight[i].size()));
+  return end;
+}
+
+bool AxisTaps::is_identity() const {
+  for (std::size_t i = 0; i < start.size(); ++i) {
+    if (start[i] != start[0] + static_cast<int>(i) || weight[i].size() != 1 || weight[i][0] != 1.0) return false;
+  }
+  return true;
+}
+
+AxisTaps resize_taps(int size_in, int size_out, int begin, int count, Interpolation interpolation, bool antialias) {
+  AxisTaps all;
+  all.size_in = size_in;
+  const double scale = static_cast<double>(size_in) / size_out;
+  const bool bicubic = interpolation == Interpolation::kBicubic;
+  for (int i = 0; i < size_out; ++i) {
+    if (size_in == size_out) {
+      all.start.push_back(i);
+      all.weight.emplace_back(1, 1.0);
+    } else if (interpolation == Interpolation::kNearest) {
+      nearest_row(all, size_out, i);
+    } else if (interpolation == Interpolation::kArea) {
+      area_row(all, size_out, i);
+    } else if (antialias) {
+      antialias_row(all, scale, i, bicubic);
+    } else {
+      plain_row(all, scale, i, bicubic);
+    }
+  }
+  if (all.max_weight == 0) all.max_weight = 1;
+  AxisTaps taps;
+  taps.size_in = size_in;
+  taps.max_weight = all.max_weight;
+  taps.start.assign(all.start.begin() + begin, all.start.begin() + begin + count);
+  taps.weight.assign(all.weight.begin() + begin, all.weight.begin() + begin + count);
+  return taps;
+}
+
+AxisTaps chroma_taps(const AxisTaps& taps, int size_luma, double shift, bool replicate) {
+  AxisTaps result;
+  result.size_in = (size_luma + 1) / 2;
+  for (std::size_t i = 0; i < taps.start.size(); ++i) {
+    std::map<int, double> sum;
+    for (std::size_t k = 0; k < taps.weight[i].size(); ++k) {
+      const int x = taps.start[i] + static_cast<int>(k);
+      const double w = taps.weight[i][k];
+      if (replicate) {
+        sum[x >> 1] += w;
+        continue;
+      }
+      const double position = std::min(std::max(x * 0.5 + shift, 0.0), result.size_in - 1.0);
+      const int low = static_cast<int>(position);
+      const double lambda = position - low;
+      sum[low] += w * (1 - lambda);
+      if (lambda > 0) sum[low + 1] += w * lambda;
+    }
+    const int first = sum.begin()->first, last = sum.rbegin()->first;
+    std::vector<double> w(static_cast<std::size_t>(last - first + 1), 0.0);
+    for (const auto& [x, v] : sum) w[static_cast<std::size_t>(x - first)] = v;
+    result.start.push_back(first);
+    result.weight.push_back(std::move(w));
+  }
+  return result;
+}
+
+FramesPlan::FramesPlan(const FramesSpec& s, Isa isa) : spec(s), kernels(&frames_kernels(isa)) {
+  const bool resized = s.resize_h != s.height || s.resize_w != s.width;
+  bytes = s.accuracy == Accuracy::kRgb8 || (s.dtype == DType::kU8 && !resized);
+  resample = bytes && resized;
+  AxisTaps rows = resize_taps(s.height, s.resize_h, s.top, s.out_h, s.interpolation, s.antialias);
+  AxisTaps columns = resize_taps(s.width, s.resize_w, s.left, s.out_w, s.interpolation, s.antialias);
+  if (resample) {
+    const int y0 = rows.first(), y1 = rows.last(), x0 = columns.first(), x1 = columns.last();
+    bytes_stage = mmcore::bytes_stage(rows, columns, y0, x0, s.interpolation == Interpolation::kArea);
+    rows = resize_taps(s.height, s.height, y0, y1 - y0, Interpolation::kNearest, false);
+    columns = resize_taps(s.width, s.width, x0, x1 - x0, Interpolation::kNearest, false);
+  }
+  convert = convert_stage(s, rows, columns, kernels->lanes, bytes);
+  // convert_stage returned by value: its stages point into the old object's filters
+  for (std::size_t c = 0; c < convert.components.size(); ++c) {
+    const int k = s.format.family == ColorFamily::kYuv && c > 0 ? 1 : 0;
+    convert.components[c].horizontal = &convert.horizontal[k];
+    convert.planes[static_cast<std::size_t>(convert.components[c].plane_stage)].vertical = &convert.vertical[k];
+  }
+}
+
+std::shared_ptr<const FramesPlan> make_frames_plan(const FramesSpec& spec) {
+  return std::make_shared<const FramesPlan>(spec);
+}
+
+}  // namespace mmcore

@@ -1,0 +1,48 @@
+// Scalar forms of what the SIMD sets do in hardware, for the sets that lack it. No state, no exceptions.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "frames_kernels.h"
+
+namespace mmcore {
+
+// Round to nearest even, as the F16C instruction does; NaN keeps its sign and becomes quiet.
+inline std::uint16_t float_to_half(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits >= 0x47800000u) {  // 65536 and above, infinity, NaN
+    return static_cast<std::uint16_t>(sign | (bits > 0x7f800000u ? 0x7e00u : 0x7c00u));
+  }
+  if (bits < 0x38800000u) {  // below 2^-14: the result is subnormal; adding 0.5 puts its last bit at the float's
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return static_cast<std::uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  const std::uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+inline std::uint16_t float_to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void bytes_horizontal_scalar(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
+  for (int i = 0; i < f.size; ++i) {
+    const std::uint8_t* x = src + f.start[static_cast<std::size_t>(i)];
+    const std::int16_t* w = &f.weight[static_cast<std::size_t>(i) * f.taps];
+    std::int32_t sum = 1 << (f.precision - 1);
+    for (int k = 0; k < f.taps; ++k) sum += w[k] * x[k];
+    sum >>= f.precision;
+    dst[i] = static_cast<std::uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+  }
+}
+
+}  // namespace mmcore

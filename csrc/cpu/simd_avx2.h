@@ -1,0 +1,104 @@
+// V: eight lanes of AVX2 + FMA + F16C. Included inside a namespace, under that target.
+struct V {
+  static constexpr int N = 8;
+  static constexpr int kPermuteLanes = 8;
+  using F = __m256;
+  static inline F set(float x) { return _mm256_set1_ps(x); }
+  static inline F load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+  static inline F from_u8(const std::uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline F from_u16(const std::uint16_t* p, int shift) {
+    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtepi32_ps(_mm256_srl_epi32(v, _mm_cvtsi32_si128(shift)));
+  }
+  static inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static inline F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static inline F clamp(F a, F lo, F hi) { return _mm256_min_ps(_mm256_max_ps(a, lo), hi); }
+  // Lane i is p[index[i]]; the indices reach 8 floats with one register, 16 with two.
+  static inline F permute(const float* p, const std::int32_t* index, int registers) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+    const F low = _mm256_permutevar8x32_ps(load(p), at);
+    if (registers == 1) return low;
+    const F high = _mm256_permutevar8x32_ps(load(p + 8), at);  // takes the index modulo 8
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));  // bit 3 to the sign
+  }
+  static inline void store_u8(std::uint8_t* p, F a) {
+    const __m256i v = _mm256_cvtps_epi32(a);
+    const __m128i w = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(w, w));
+  }
+  static inline void store_f16(std::uint16_t* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static inline void store_bf16(std::uint16_t* p, F a) {
+    const __m256i v = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(1));
+    const __m256i r = _mm256_srli_epi32(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
+  }
+  static inline F load_pair(const float* a, const float* b) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+  }
+  // Outputs i and i + 4 share a vector, 4 taps each: see dot_layout in frames_plan.cpp.
+  template <int kChunks>
+  static inline void dot_group(const float* src, const int* start, const float* w, int chunks, float* dst) {
+    if (kChunks) chunks = kChunks;
+    F sum[4];
+    for (int j = 0; j < 4; ++j) sum[j] = mul(load_pair(src + start[j], src + start[j + 4]), load(w + 8 * j));
+    for (int c = 1; c < chunks; ++c) {
+      w += 32;
+      for (int j = 0; j < 4; ++j) {
+        sum[j] = fma(load_pair(src + start[j] + 4 * c, src + start[j + 4] + 4 * c), load(w + 8 * j), sum[j]);
+      }
+    }
+    store(dst, _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3])));
+  }
+  template <int kChunks>
+  static inline void dot_loop(const float* src, const HorizontalFilter& f, float* dst) {
+    const int chunks = f.taps / 4;
+    const float* w = f.weight.data();
+    for (int i = 0; i < f.size; i += 8, w += 32 * chunks) {
+      dot_group<kChunks>(src, &f.start[i], w, chunks, dst + i);
+    }
+  }
+  static void dot(const float* src, const HorizontalFilter& f, float* dst) {
+    switch (f.taps / 4) {
+      case 1:
+        return dot_loop<1>(src, f, dst);
+      case 2:
+        return dot_loop<2>(src, f, dst);
+      case 3:
+        return dot_loop<3>(src, f, dst);
+      default:
+        return dot_loop<0>(src, f, dst);
+    }
+  }
+  static inline __m128i bytes_dot(const std::uint8_t* x, const std::int16_t* w, int taps) {
+    __m128i sum = _mm_setzero_si128();
+    for (int k = 0; k < taps; k += 8) {
+      const __m128i v = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + k)));
+      sum = _mm_add_epi32(sum, _mm_madd_epi16(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + k))));
+    }
+    return sum;
+  }
+  static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
+    const __m128i half = _mm_set1_epi32(1 << (f.precision - 1)), shift = _mm_cvtsi32_si128(f.precision);
+    for (int i = 0; i < f.size; i += 4) {
+      __m128i s[4];
+      for (int j = 0; j < 4; ++j) {
+        s[j] = bytes_dot(src + f.start[i + j], &f.weight[static_cast<std::size_t>(i + j) * f.taps], f.taps);
+      }
+      __m128i v = _mm_hadd_epi32(_mm_hadd_epi32(s[0], s[1]), _mm_hadd_epi32(s[2], s[3]));
+      v = _mm_sra_epi32(_mm_add_epi32(v, half), shift);
+      v = _mm_packus_epi16(_mm_packs_epi32(v, v), v);
+      const int four = _mm_cvtsi128_si32(v);
+      std::memcpy(dst + i, &four, 4);
+    }
+  }
+};

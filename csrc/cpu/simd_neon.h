@@ -1,0 +1,60 @@
+// V: four lanes of Advanced SIMD (aarch64). Included inside a namespace.
+struct V {
+  static constexpr int N = 4;
+  static constexpr int kPermuteLanes = 4;
+  using F = float32x4_t;
+  static inline F set(float x) { return vdupq_n_f32(x); }
+  static inline F load(const float* p) { return vld1q_f32(p); }
+  static inline void store(float* p, F a) { vst1q_f32(p, a); }
+  static inline F from_u8(const std::uint8_t* p) {
+    std::uint32_t four;
+    std::memcpy(&four, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+  }
+  static inline F from_u16(const std::uint16_t* p, int shift) {
+    return vcvtq_f32_u32(vshlq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_s32(-shift)));
+  }
+  static inline F add(F a, F b) { return vaddq_f32(a, b); }
+  static inline F sub(F a, F b) { return vsubq_f32(a, b); }
+  static inline F mul(F a, F b) { return vmulq_f32(a, b); }
+  static inline F div(F a, F b) { return vdivq_f32(a, b); }
+  static inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static inline F clamp(F a, F lo, F hi) { return vminq_f32(vmaxq_f32(a, lo), hi); }
+  // Lane i is p[index[i]]; the indices reach 4 floats with one register, 8 with two.
+  static inline F permute(const float* p, const std::int32_t* index, int registers) {
+    // bytes 4 * index + 0, 1, 2, 3 of each lane
+    const uint32x4_t at =
+        vaddq_u32(vmulq_n_u32(vreinterpretq_u32_s32(vld1q_s32(index)), 0x04040404u), vdupq_n_u32(0x03020100u));
+    const uint8x16_t bytes = vreinterpretq_u8_u32(at), low = vreinterpretq_u8_f32(load(p));
+    if (registers == 1) return vreinterpretq_f32_u8(vqtbl1q_u8(low, bytes));
+    const uint8x16x2_t both = {{low, vreinterpretq_u8_f32(load(p + 4))}};
+    return vreinterpretq_f32_u8(vqtbl2q_u8(both, bytes));
+  }
+  static inline void store_u8(std::uint8_t* p, F a) {
+    const uint16x4_t w = vqmovn_u32(vcvtnq_u32_f32(a));
+    const std::uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(w, w))), 0);
+    std::memcpy(p, &four, 4);
+  }
+  static inline void store_f16(std::uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+  static inline void store_bf16(std::uint16_t* p, F a) {
+    const uint32x4_t v = vreinterpretq_u32_f32(a);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(v, 16), vdupq_n_u32(1));
+    vst1_u16(p, vshrn_n_u32(vaddq_u32(v, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16));
+  }
+  static inline F dot_one(const float* x, const float* w, int taps) {
+    F sum = mul(load(x), load(w));
+    for (int k = 4; k < taps; k += 4) sum = fma(load(x + k), load(w + k), sum);
+    return sum;
+  }
+  static void dot(const float* src, const HorizontalFilter& f, float* dst) {
+    const float* w = f.weight.data();
+    for (int i = 0; i < f.size; i += 4, w += 4 * f.taps) {
+      F s[4];
+      for (int j = 0; j < 4; ++j) s[j] = dot_one(src + f.start[i + j], w + j * f.taps, f.taps);
+      store(dst + i, vpaddq_f32(vpaddq_f32(s[0], s[1]), vpaddq_f32(s[2], s[3])));
+    }
+  }
+  static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
+    bytes_horizontal_scalar(src, f, dst);
+  }
+};

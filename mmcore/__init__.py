@@ -1,0 +1,75 @@
+"""mmcore: compiled-core operations for multimodal video models.
+
+Video files become model input tensors for little more than the bare decode: :class:`VideoDecoder` and
+:func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmcore import _core
+from mmcore.backends import backend
+from mmcore.installation import build_info
+from mmcore.errors import DecodeError, MMCoreError, UnsupportedError
+from mmcore.ops.frame_transform import FrameTransform, Patches, patches
+from mmcore.ops.frames import ColorSpec, FrameBatchBuilder, Planes, frames_to_tensor
+from mmcore.ops.output_pool import clear_output_pool, empty_output, output_pool_limit, set_output_pool_limit
+from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
+from mmcore.threads import get_num_threads, set_num_threads
+
+if TYPE_CHECKING:
+    from mmcore.decoding import Frame, FrameBatch, VideoDecoder, VideoStreamMetadata
+    from mmcore.sample import write_sample
+
+__version__: str = _core.__version__
+
+__all__ = [
+    "PIXEL_FORMATS",
+    "ColorSpec",
+    "DecodeError",
+    "Frame",
+    "FrameBatch",
+    "FrameBatchBuilder",
+    "FrameTransform",
+    "MMCoreError",
+    "Patches",
+    "PixelFormat",
+    "Planes",
+    "UnsupportedError",
+    "VideoDecoder",
+    "VideoStreamMetadata",
+    "__version__",
+    "backend",
+    "build_info",
+    "clear_output_pool",
+    "empty_output",
+    "frames_to_tensor",
+    "get_num_threads",
+    "output_pool_limit",
+    "patches",
+    "set_num_threads",
+    "set_output_pool_limit",
+    "write_sample",
+]
+
+# Imported at first use: they bring PyAV with them, which costs more than the rest of the package.
+_LAZY = {
+    "Frame": "mmcore.decoding",
+    "FrameBatch": "mmcore.decoding",
+    "VideoDecoder": "mmcore.decoding",
+    "VideoStreamMetadata": "mmcore.decoding",
+    "write_sample": "mmcore.sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'mmcore' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

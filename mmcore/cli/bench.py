@@ -1,0 +1,53 @@
+"""``mmcore bench``: run the benchmark suites of the source tree."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmcore.cli.render import fail
+
+__all__ = ["bench"]
+
+
+class Suite(StrEnum):
+    """The suites that exist."""
+
+    frames = "frames"
+    decode = "decode"
+
+
+def bench(
+    suite: Annotated[
+        Suite, typer.Argument(help="frames: the kernel alone; decode: files to tensors, with peers.")
+    ],
+    plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer sizes and rounds: a look, not a measurement.")
+    ] = False,
+) -> None:
+    """Measure mmcore beside its peers (needs the source tree)."""
+    package = _load()
+    if package is None:
+        fail(
+            "the benchmarks are not part of the installed package: clone the source tree and run this there"
+            " (expected bench/__init__.py in the working directory)",
+            2,
+        )
+    package.run(str(suite), plot=plot, json=json, quick=quick)
+
+
+def _load() -> Any:
+    """The package ``bench`` of the working directory or of this module's source tree, if there is one."""
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        # another project's folder of that name has no suite of ours
+        if (root / "bench" / "__init__.py").is_file() and (root / "bench" / "bench_frames.py").is_file():
+            sys.path.insert(0, str(root))
+            return importlib.import_module("bench")
+    return None

@@ -1,0 +1,271 @@
+"""``mmcore decode``: frames of a file as a tensor on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmcore.cli.pictures import to_pictures, write_sheet
+from mmcore.cli.render import console, format_bytes, plain
+from mmcore.cli.selection import read, select, spread
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmcore import FrameTransform, VideoDecoder
+
+__all__ = ["decode"]
+
+SHEET_FRAMES = 24
+
+
+class Interpolation(StrEnum):
+    """Ways to resize."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    area = "area"
+    nearest = "nearest"
+
+
+class DType(StrEnum):
+    """Types of the result."""
+
+    uint8 = "uint8"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class Accuracy(StrEnum):
+    """Where the conversion rounds."""
+
+    fused = "fused"
+    rgb8 = "rgb8"
+
+
+class Chroma(StrEnum):
+    """Where subsampled chroma lies."""
+
+    sited = "sited"
+    nearest = "nearest"
+    left = "left"
+    center = "center"
+    topleft = "topleft"
+
+
+class Matrix(StrEnum):
+    """YUV to RGB matrices."""
+
+    bt601 = "601"
+    bt709 = "709"
+    bt2020 = "2020"
+
+
+def _numbers(text: str, option: str, kind: type, form: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected {form}, got {text!r}", param_hint=option) from None
+
+
+def _size(text: str | None, option: str) -> Any:
+    if text is None:
+        return None
+    values = _numbers(text, option, int, "N or HEIGHTxWIDTH, as 224 or 224x320")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _color(text: str | None, option: str) -> Any:
+    if text is None:
+        return None
+    values = _numbers(text, option, float, "one number or three separated by commas")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _layout(text: str) -> Any:
+    name, _, sizes = text.partition(":")
+    if name.lower() != "patches":
+        return text.upper()
+    from mmcore import patches
+
+    return patches(*_numbers(sizes, "--layout", int, "patches:PATCH[,TEMPORAL[,MERGE]], as patches:14,2,2"))
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(help="The video file.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write: .pt, .npz or .safetensors.", show_default=False),
+    ] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write a contact sheet to this PNG file.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Length of the short side, or HEIGHTxWIDTH.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Centre crop after the resize: N or HEIGHTxWIDTH.")] = None,
+    interpolation: Annotated[Interpolation, typer.Option(help="How to resize.")] = Interpolation.bilinear,
+    antialias: Annotated[bool, typer.Option(help="Widen the filter when shrinking.")] = True,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted from R,G,B in 0-1: one number or three.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Divides R,G,B after the mean: one number or three.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor from levels 0-255 to values.  [1/255]")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Type of the tensor.  [uint8; float32 with --mean, --std or --scale]")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="NCHW, NHWC, CNHW, or patches:PATCH[,TEMPORAL[,MERGE]].")
+    ] = "NCHW",
+    accuracy: Annotated[Accuracy, typer.Option(help="Where the conversion rounds.")] = Accuracy.fused,
+    chroma: Annotated[Chroma, typer.Option(help="Where subsampled chroma lies.")] = Chroma.sited,
+    matrix: Annotated[Matrix | None, typer.Option(help="Override the stream's matrix.")] = None,
+    full_range: Annotated[
+        bool | None, typer.Option("--full-range/--limited-range", help="Override the stream's range.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="First instant, in seconds.")] = None,
+    stop: Annotated[float | None, typer.Option(help="Instant before which to stop, in seconds.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Resample to this many frames per second.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Take every N-th frame.")] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="Take N frames spread evenly.")] = None,
+    indices: Annotated[str | None, typer.Option(help="Take these frames: 0,10,20; -1 is the last.")] = None,
+    stream_index: Annotated[int | None, typer.Option(help="Video stream, by its index in the file.")] = None,
+    num_threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for decoding and conversion.")
+    ] = None,
+) -> None:
+    """Decode FILE to a tensor file and/or a contact sheet.
+
+    The file written holds "frames", "pts_seconds", "duration_seconds", "indices" and "metadata".
+    """
+    if output is None and preview is None:
+        raise typer.BadParameter("nothing to write: give --output, --preview or both")
+    if output is not None and output.suffix.lower() not in WRITERS:
+        expected = ", ".join(WRITERS)
+        raise typer.BadParameter(f"{output}: expected a name that ends in {expected}", param_hint="--output")
+    chosen = [
+        name for name, value in (("--fps", fps), ("--every", every), ("--num", num)) if value is not None
+    ]
+    if len(chosen) > 1 or (indices is not None and (chosen or start is not None or stop is not None)):
+        raise typer.BadParameter(
+            "give only one of --fps, --every, --num and --indices (which takes no times)"
+        )
+
+    import mmcore
+
+    if dtype is None:
+        dtype = DType.uint8 if mean is None and std is None and scale is None else DType.float32
+    import torch
+
+    transform = mmcore.FrameTransform(
+        resize=_size(resize, "--resize"),
+        crop=_size(crop, "--crop"),
+        interpolation=str(interpolation),
+        antialias=antialias,
+        mean=_color(mean, "--mean"),
+        std=_color(std, "--std"),
+        scale=scale,
+        dtype=getattr(torch, dtype),
+        layout=_layout(layout),
+        accuracy=str(accuracy),
+        chroma=str(chroma),
+        matrix=None if matrix is None else str(matrix),
+        full_range=full_range,
+    )
+    if output is not None and output.suffix.lower() == ".npz" and transform.dtype == torch.bfloat16:
+        raise ValueError("--dtype: numpy has no bfloat16, so .npz cannot hold it; write .pt or .safetensors")
+    for target in (output, preview):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{target}: the folder {target.absolute().parent} does not exist")
+
+    with mmcore.VideoDecoder(
+        file, stream_index=stream_index, num_threads=num_threads, transform=transform
+    ) as decoder:
+        listed = None if indices is None else _numbers(indices, "--indices", int, "whole numbers, as 0,10,20")
+        wanted, times = select(decoder, start=start, stop=stop, fps=fps, every=every, num=num, indices=listed)
+        if output is None:  # only a picture: no need for more frames than it shows
+            shown = spread(len(wanted), SHEET_FRAMES)
+            wanted, times = [wanted[i] for i in shown], times and [times[i] for i in shown]
+        frames, pts, duration = read(decoder, transform, wanted)
+        if times is not None and fps is not None:  # resampled: each frame stands for a step of the new rate
+            pts, duration = torch.tensor(times, dtype=torch.float64), torch.full_like(pts, 1 / fps)
+        if output is not None:
+            tensors = {
+                "frames": frames,
+                "pts_seconds": pts,
+                "duration_seconds": duration,
+                "indices": torch.tensor(wanted, dtype=torch.int64),
+            }
+            save(output, tensors, describe(decoder, transform, file))
+            shape = "x".join(map(str, frames.shape))
+            size = format_bytes(frames.numel() * frames.element_size())
+            console().print(f"{output}: frames {shape} {dtype}, {size}", markup=False)
+        if preview is not None:
+            meta = decoder.metadata
+            geometry = transform.geometry(meta.height, meta.width)
+            pictures = to_pictures(frames, transform, len(wanted), geometry.out_h, geometry.out_w)
+            shown = spread(len(wanted), SHEET_FRAMES)
+            write_sheet(
+                preview,
+                pictures[shown],
+                [f"{pts[i]:.3f} s   #{wanted[i]}" for i in shown],
+                file.name,
+                f"{meta.width}x{meta.height}  {meta.codec}  {meta.average_fps or 0:.2f} fps  "
+                f"{len(shown)} of {meta.num_frames} frames, shown as {geometry.out_w}x{geometry.out_h}",
+            )
+            console().print(f"{preview}: contact sheet of {len(shown)} frames", markup=False)
+
+
+def describe(decoder: VideoDecoder, transform: FrameTransform, file: Path) -> dict[str, Any]:
+    """What the frames are, as plain JSON types."""
+    import mmcore
+
+    return {
+        "mmcore": mmcore.__version__,
+        "source": file.name,
+        "stream": plain(decoder.metadata),
+        "transform": json.loads(transform.spec),
+    }
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Write in the format that the name's ending says; the file appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        WRITERS[path.suffix.lower()](part, tensors, metadata)
+        part.replace(path)
+    except RuntimeError as error:  # how torch and safetensors report a full disk
+        raise OSError(f"{path}: could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_pt(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    import torch
+
+    torch.save({**tensors, "metadata": metadata}, path)
+
+
+def _write_npz(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    import numpy as np
+
+    with open(path, "wb") as file:  # by name, savez would append ".npz"
+        np.savez(file, metadata=json.dumps(metadata), **{name: t.numpy() for name, t in tensors.items()})
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata={"metadata": json.dumps(metadata)})
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, Any], dict[str, Any]], None]] = {
+    ".pt": _write_pt,
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}

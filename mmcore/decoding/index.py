@@ -1,0 +1,317 @@
+"""The table of a video stream's frames in presentation order, built by reading its packets without decoding them.
+
+Packets say when their frame is shown, so one pass over the file gives every frame's time exactly: with variable
+frame rates, edit lists and missing headers. Where packets cannot be trusted (timestamps missing or made up by
+the demuxer, two packets per frame) the stream is decoded once instead.
+
+Memory: 44 bytes per packet.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeAlias
+
+from mmcore.errors import DecodeError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = ["FrameIndex", "Opened", "approximate_index", "build_index", "is_empty"]
+
+# Containers that carry a presentation time for every frame. In others (AVI, program streams, raw streams) the
+# demuxer derives them, which fails with reordered frames.
+_TIMED = frozenset({"mp4", "matroska", "mpegts", "flv", "gif", "nut", "asf", "ogg", "ivf", "mxf"})
+_FIELD_CODED = (2, 3, 4, 5)  # AVFieldOrder: anything but unknown and progressive
+_PROBE_FRAMES = 8
+
+Opened: TypeAlias = "tuple[InputContainer, VideoStream]"
+
+
+@dataclass(slots=True)
+class FrameIndex:
+    """Frames of one stream in presentation order, and where decoding can start.
+
+    Attributes
+    ----------
+    time_base : Fraction
+        Seconds per unit of pts.
+    pts : array of int64
+        Presentation time of each frame, strictly increasing.
+    end : int
+        When the last frame ends, in units of pts.
+    sync_pts, sync_dts, sync_order, sync_frame : array of int64
+        Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its number in
+        the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
+    packet_pts, packet_order : array of int64
+        The pts of the packets that have one, ascending, and their numbers in the file.
+    counted : bool
+        True if frames carry no usable pts: then a frame is known only by its number from the file's start.
+    exact : bool
+        False if pts were computed from the header (seek_mode="approximate").
+    damage : str or None
+        Why reading the file ended before its end, if it did.
+    """
+
+    time_base: Fraction
+    pts: array[int]
+    end: int
+    sync_pts: array[int] = field(default_factory=lambda: array("q", [0]))
+    sync_dts: array[int] = field(default_factory=lambda: array("q", [0]))
+    sync_order: array[int] = field(default_factory=lambda: array("q", [0]))
+    sync_frame: array[int] = field(default_factory=lambda: array("q", [0]))
+    packet_pts: array[int] = field(default_factory=lambda: array("q"))
+    packet_order: array[int] = field(default_factory=lambda: array("q"))
+    counted: bool = False
+    exact: bool = True
+    damage: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def seconds(self, pts: int) -> float:
+        """Convert a time in units of pts to seconds, correctly rounded."""
+        return pts * self.time_base.numerator / self.time_base.denominator
+
+    def start_seconds(self, frame: int) -> float:
+        """When ``frame`` appears."""
+        return self.seconds(self.pts[frame])
+
+    def duration_seconds(self, frame: int) -> float:
+        """How long ``frame`` is shown: until the next one appears."""
+        until = self.pts[frame + 1] if frame + 1 < len(self.pts) else self.end
+        return self.seconds(until - self.pts[frame])
+
+    def frame_played_at(self, seconds: float) -> int:
+        """The last frame that appears at or before ``seconds``; 0 before the first."""
+        # bisect on exact rationals would be slow; compare in the same float64 that users see as pts_seconds
+        frame = bisect_right(self.pts, seconds, key=self.seconds) - 1
+        return max(frame, 0)
+
+    def first_frame_from(self, seconds: float) -> int:
+        """The first frame that appears at or after ``seconds``."""
+        return bisect_left(self.pts, seconds, key=self.seconds)
+
+    def sync_for(self, frame: int) -> int:
+        """Number of the last sync point that is shown no later than ``frame``.
+
+        By presentation time: leading pictures of an open group are decoded after its key frame but need the group
+        before, and are shown before the key frame.
+        """
+        return max(bisect_right(self.sync_frame, frame) - 1, 0)
+
+    def packet_number(self, pts: int | None) -> int | None:
+        """Number in the file of the packet with ``pts``; None if there is none."""
+        if pts is None:
+            return None
+        i = bisect_left(self.packet_pts, pts)
+        return self.packet_order[i] if i < len(self.packet_pts) and self.packet_pts[i] == pts else None
+
+
+def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames from the current position to the end, passing over packets that do not decode."""
+    import av
+
+    decode = stream.codec_context.decode
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            return
+        if packet is None:
+            return
+        if is_empty(packet):
+            continue
+        try:
+            frames = decode(packet)
+        except av.FFmpegError:
+            continue
+        yield from frames
+
+
+def is_empty(packet: Packet[VideoStream]) -> bool:
+    """True for a data packet without data (AVI repeats a frame so), which a decoder would take for the end."""
+    return not packet.size and packet.dts is not None
+
+
+def _rate(stream: VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+
+
+def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> FrameIndex:
+    """Read every packet of a stream and tabulate its frames.
+
+    Parameters
+    ----------
+    opened : (InputContainer, VideoStream)
+        Just opened; afterwards its position is undefined.
+    reopen : callable
+        Gives a fresh pair, for streams that must be decoded to be known.
+    name : str
+        Of the source, for messages.
+
+    Raises
+    ------
+    DecodeError
+        If the stream holds no frame that can be decoded.
+    """
+    import av
+
+    container, stream = opened
+    damage = None
+    vp8 = stream.codec_context.name == "vp8"
+    pts: list[int | None] = []
+    dts: list[int | None] = []
+    keys: list[int] = []
+    hidden: set[int] = set()
+    duration: dict[int | None, int] = {}
+    packets = container.demux(stream)
+    try:
+        for packet in packets:
+            if not packet.size:
+                continue
+            time = packet.pts
+            if packet.is_keyframe:
+                keys.append(len(pts))
+            # A discarded packet lies outside the edit list; a VP8 packet may hold a frame that is only referred to.
+            if packet.is_discard or (vp8 and not memoryview(packet)[0] & 0x10):
+                hidden.add(len(pts))
+            duration[time] = packet.duration or 0
+            pts.append(time)
+            dts.append(packet.dts)
+    except av.FFmpegError as error:
+        damage = error.strerror
+    samples = len(stream.index_entries) if "mp4" in container.format.name.split(",") else 0
+    if damage is None and len(pts) < samples:
+        damage = f"{samples - len(pts)} of {samples} samples lie beyond its end"
+    if not pts:
+        reason = f" ({damage})" if damage else ""
+        raise DecodeError(f"{name}: stream {stream.index} holds no video frames{reason}")
+
+    shown = _shown_by_packets(opened, reopen, pts, keys, hidden)
+    decoded = None
+    if shown is None:
+        decoded = [(frame.pts, frame.duration or 0) for frame in decode_all(*reopen())]
+        if not decoded:
+            raise DecodeError(f"{name}: stream {stream.index}: none of its packets decodes to a frame")
+        shown = [t for t, _ in decoded if t is not None]
+        duration = dict(decoded)
+    rate, tb = _rate(stream), stream.time_base or Fraction(1, 90000)
+    if decoded and (len(set(shown)) != len(decoded) or not _is_timed(container)):
+        # times missing or derived from the packets before: only the order of the frames can be relied on
+        shown = sorted(set(shown))
+        if len(shown) != len(decoded):
+            tb, shown, duration = 1 / rate, list(range(len(decoded))), {}
+        return FrameIndex(tb, array("q", shown), _end(shown, duration, rate, tb), counted=True, damage=damage)
+
+    shown.sort()
+    index = FrameIndex(tb, array("q", shown), _end(shown, duration, rate, tb), damage=damage)
+    order = sorted((t, i) for i, t in enumerate(pts) if t is not None)
+    index.packet_pts = array("q", (t for t, _ in order))
+    index.packet_order = array("q", (i for _, i in order))
+    _set_sync_points(index, pts, dts, keys)
+    return index
+
+
+def _is_timed(container: InputContainer) -> bool:
+    return not _TIMED.isdisjoint(container.format.name.split(","))
+
+
+def _shown_by_packets(
+    opened: Opened,
+    reopen: Callable[[], Opened],
+    pts: list[int | None],
+    keys: list[int],
+    hidden: set[int],
+) -> list[int] | None:
+    """The pts of the frames that appear; None if the packets do not tell."""
+    container, stream = opened
+    known = [t for t in pts if t is not None]
+    if len(set(known)) != len(pts) or len(hidden) == len(pts):
+        return None
+    # Without reordering, the times that AVI's demuxer counts from the start are right as well.
+    avi = container.format.name == "avi" and not stream.codec_context.has_b_frames
+    if not _is_timed(container) and not avi:
+        return None
+    shown = sorted(t for i, t in enumerate(known) if i not in hidden)
+    fields = stream.codec_context.field_order in _FIELD_CODED
+    if fields:  # two packets may share one frame
+        until = shown[min(_PROBE_FRAMES, len(shown) - 1)]
+    elif keys and (keys[0] or min(known) < known[keys[0]]):
+        # Packets before the first key frame, and pictures that lead it, may lack their references.
+        until = known[keys[0]]
+    else:
+        return shown
+    head = {t for t in shown if t <= until}
+    got = set()
+    for frame in decode_all(*reopen()):
+        if frame.pts is None or (frame.pts not in head and frame.pts <= until):
+            return None
+        got.add(frame.pts)
+        if frame.pts >= until:
+            break
+    if fields and not head <= got:
+        return None
+    return [t for t in shown if t > until or t in got]
+
+
+def _set_sync_points(
+    index: FrameIndex, pts: list[int | None], dts: list[int | None], keys: list[int]
+) -> None:
+    index.sync_pts[0] = next(t for t in pts if t is not None)
+    index.sync_dts[0] = next((t for t in dts if t is not None), index.sync_pts[0])
+    for k in keys:
+        time, decode_time = pts[k], dts[k]
+        if k == 0 or time is None:
+            continue  # entry 0 is the file's start
+        frame = bisect_left(index.pts, time)
+        if frame == 0 and k == keys[0]:
+            index.sync_pts[0], index.sync_order[0] = time, k  # nothing before the first key frame is shown
+            continue
+        if frame <= index.sync_frame[-1] or frame >= len(index.pts):
+            continue  # nothing is shown between two sync points: the earlier one serves
+        index.sync_pts.append(time)
+        index.sync_dts.append(time if decode_time is None else decode_time)
+        index.sync_order.append(k)
+        index.sync_frame.append(frame)
+
+
+def _end(shown: list[int], duration: dict[int | None, int], rate: Fraction, tb: Fraction) -> int:
+    """When the last frame ends: by its duration, else by the step before it, else by the rate."""
+    step = shown[-1] - shown[-2] if len(shown) > 1 else max(1, round(1 / (rate * tb)))
+    return shown[-1] + (duration.get(shown[-1]) or step)
+
+
+def approximate_index(container: InputContainer, stream: VideoStream, name: str) -> FrameIndex:
+    """Index computed from the header: frames at the average rate from the stream's start.
+
+    Raises
+    ------
+    DecodeError
+        If the header tells neither the number of frames nor the duration.
+    """
+    rate, tb = _rate(stream), stream.time_base or Fraction(1, 90000)
+    start = stream.start_time or 0
+    count = stream.frames
+    if not count:
+        if stream.duration is not None:
+            seconds: Fraction | None = stream.duration * tb
+        else:
+            seconds = None if container.duration is None else Fraction(container.duration, 1_000_000)
+        if seconds is None:
+            raise DecodeError(
+                f"{name}: stream {stream.index}: the header gives neither the number of frames nor the duration;"
+                ' use seek_mode="exact"'
+            )
+        count = max(1, round(seconds * rate))
+    step = 1 / (rate * tb)
+    pts = array("q", (start + round(i * step) for i in range(count)))
+    return FrameIndex(tb, pts, start + round(count * step), exact=False)
