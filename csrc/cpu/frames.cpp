@@ -73,8 +73,7 @@ struct ConvertRows {
     for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
     total += Scratch::bytes_for<float>(static_cast<std::size_t>(widest));
     total += 3 * Scratch::bytes_for<float>(static_cast<std::size_t>(s.columns));
-    const int taps = std::max(s.vertical[0].max_count, s.vertical[1].max_count);
-    return total + Scratch::bytes_for<const void*>(static_cast<std::size_t>(taps));
+    return total + Scratch::bytes_for<const void*>(row_count(s));
   }
 
   void take(Scratch& scratch, const ConvertStage& s) {
@@ -85,8 +84,11 @@ struct ConvertRows {
     for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
     picked = scratch.take<float>(static_cast<std::size_t>(widest));
     for (float*& c : component) c = scratch.take<float>(static_cast<std::size_t>(s.columns));
-    row_pointers = scratch.take<const void*>(
-        static_cast<std::size_t>(std::max(s.vertical[0].max_count, s.vertical[1].max_count)));
+    row_pointers = scratch.take<const void*>(row_count(s));
+  }
+
+  static std::size_t row_count(const ConvertStage& s) {
+    return static_cast<std::size_t>(std::max(s.vertical[0].max_count, s.vertical[1].max_count) + kMaxAhead);
   }
 };
 
@@ -102,14 +104,14 @@ void convert_row(const FramesPlan& plan, const Source& src, ConvertRows& rows, i
     const VerticalFilter& v = *stage.vertical;
     const std::uint8_t* row = src.planes[stage.plane] + v.start[i] * src.pitches[stage.plane] +
                               static_cast<std::ptrdiff_t>(stage.sample_begin) * size;
-    for (int t = 0; t < v.count[i]; ++t) rows.row_pointers[t] = row + t * src.pitches[stage.plane];
+    for (int t = 0; t < v.count[i] + v.ahead[i]; ++t) rows.row_pointers[t] = row + t * src.pitches[stage.plane];
     const float* weight = v.weight.data() + v.offset[i];
     if (size == 1) {
       k.vertical_u8(reinterpret_cast<const std::uint8_t* const*>(rows.row_pointers), weight, v.count[i],
-                    rows.plane[p], stage.sample_count);
+                    v.ahead[i], rows.plane[p], stage.sample_count);
     } else {
-      k.vertical_u16(reinterpret_cast<const std::uint16_t* const*>(rows.row_pointers), weight, v.count[i], f.shift,
-                     rows.plane[p], stage.sample_count);
+      k.vertical_u16(reinterpret_cast<const std::uint16_t* const*>(rows.row_pointers), weight, v.count[i],
+                     v.ahead[i], f.shift, rows.plane[p], stage.sample_count);
     }
   }
   for (std::size_t c = 0; c < s.components.size(); ++c) {

@@ -19,6 +19,7 @@ constexpr int kRowPadding = 64;
 enum class HorizontalKind {
   kIdentity,   // output i is input i
   kPermute,    // `lanes` outputs read at most `lanes` (registers=1) or 2*lanes (registers=2) neighbouring inputs
+  kUpsample2,  // twice as many outputs as inputs: the even and the odd ones have one pair of weights each
   kDot,        // `taps` contiguous inputs per output, padded to a multiple of 4 with zero weights
 };
 
@@ -31,6 +32,14 @@ struct HorizontalFilter {
   std::vector<int> start;         // kPermute: per group of lanes; kDot: per output, padded to a multiple of 16
   std::vector<std::int32_t> index;  // kPermute: [group][tap][lane]
   std::vector<float> weight;      // kPermute: [group][tap][lane]; kDot: see dot_layout in frames_plan.cpp
+  // kUpsample2: output begin + 2 * j + phase is pair[phase][0] * in[at] + pair[phase][1] * in[at + 1] with
+  // at = pair_start[phase] + j, for j in [0, pairs). The few outputs before and after, next to the ends of the
+  // row, are sums of `edge_weight` over inputs from `edge_start`.
+  int begin = 0, pairs = 0;
+  int pair_start[2] = {0, 0};
+  float pair[2][2] = {{0, 0}, {0, 0}};
+  std::vector<int> edge_output, edge_start;
+  std::vector<float> edge_weight;  // two per edge output
 };
 
 // out_c = clamp(sum_j m[c][j] * component_j + b[c], lo[c], hi[c])
@@ -51,9 +60,11 @@ struct BytesFilter {
 struct FramesKernels {
   Isa isa;
   int lanes;
-  // dst[x] = sum_k weight[k] * (rows[k][x] >> shift)
-  void (*vertical_u8)(const std::uint8_t* const* rows, const float* weight, int taps, float* dst, int n);
-  void (*vertical_u16)(const std::uint16_t* const* rows, const float* weight, int taps, int shift, float* dst, int n);
+  // dst[x] = sum_k weight[k] * (rows[k][x] >> shift). rows[taps ... taps + ahead) are those that the next call
+  // will read for the first time: fetched into the cache on the way.
+  void (*vertical_u8)(const std::uint8_t* const* rows, const float* weight, int taps, int ahead, float* dst, int n);
+  void (*vertical_u16)(const std::uint16_t* const* rows, const float* weight, int taps, int ahead, int shift,
+                       float* dst, int n);
   void (*horizontal)(const float* src, const HorizontalFilter& filter, float* dst);
   // dst[x] = src[x * step]
   void (*pick)(const float* src, int step, float* dst, int n);

@@ -33,7 +33,8 @@ static inline void vertical_block(const T* const* rows, const float* weight, int
 }
 
 template <typename T>
-static inline void vertical(const T* const* rows, const float* weight, int taps, int shift, float* dst, int n) {
+static inline void vertical(const T* const* rows, const float* weight, int taps, int ahead, int shift, float* dst,
+                            int n) {
   if (n < V::N) {
     for (int x = 0; x < n; ++x) {
       // one lane at a time through the same vector operations, so that rounding does not depend on n
@@ -50,19 +51,51 @@ static inline void vertical(const T* const* rows, const float* weight, int taps,
     }
     return;
   }
-  int x = 0;
-  for (; x + 4 * V::N <= n; x += 4 * V::N) vertical_block<4>(rows, weight, taps, shift, dst, x);
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));  // samples in a cache line
+  int x = 0, fetched = 0;
+  for (; x + 4 * V::N <= n; x += 4 * V::N) {
+    // So many rows are read at once that the hardware's prefetcher loses track of them.
+    for (; fetched < x + 4 * V::N; fetched += kLine) {
+      for (int k = 0; k < ahead; ++k) MMCORE_PREFETCH(rows[taps + k] + fetched);
+    }
+    vertical_block<4>(rows, weight, taps, shift, dst, x);
+  }
   for (; x + V::N <= n; x += V::N) vertical_block<1>(rows, weight, taps, shift, dst, x);
   if (x < n) vertical_block<1>(rows, weight, taps, shift, dst, n - V::N);
 }
 
-static void vertical_u8(const std::uint8_t* const* rows, const float* weight, int taps, float* dst, int n) {
-  vertical(rows, weight, taps, 0, dst, n);
+static void vertical_u8(const std::uint8_t* const* rows, const float* weight, int taps, int ahead, float* dst,
+                        int n) {
+  vertical(rows, weight, taps, ahead, 0, dst, n);
 }
 
-static void vertical_u16(const std::uint16_t* const* rows, const float* weight, int taps, int shift, float* dst,
-                         int n) {
-  vertical(rows, weight, taps, shift, dst, n);
+static void vertical_u16(const std::uint16_t* const* rows, const float* weight, int taps, int ahead, int shift,
+                         float* dst, int n) {
+  vertical(rows, weight, taps, ahead, shift, dst, n);
+}
+
+static inline void upsample2(const float* src, const HorizontalFilter& f, float* dst) {
+  for (std::size_t i = 0; i < f.edge_output.size(); ++i) {
+    const float* p = src + f.edge_start[i];
+    dst[f.edge_output[i]] = p[0] * f.edge_weight[2 * i] + p[1] * f.edge_weight[2 * i + 1];
+  }
+  const float *even = src + f.pair_start[0], *odd = src + f.pair_start[1];
+  float* out = dst + f.begin;
+  const typename V::F e0 = V::set(f.pair[0][0]), e1 = V::set(f.pair[0][1]);
+  const typename V::F o0 = V::set(f.pair[1][0]), o1 = V::set(f.pair[1][1]);
+  auto block = [&](int j) {
+    const typename V::F e = V::fma(V::load(even + j + 1), e1, V::mul(V::load(even + j), e0));
+    const typename V::F o = V::fma(V::load(odd + j + 1), o1, V::mul(V::load(odd + j), o0));
+    V::store_interleaved(out + 2 * j, e, o);
+  };
+  int j = 0;
+  for (; j + V::N <= f.pairs; j += V::N) block(j);
+  if (j == f.pairs) return;
+  if (f.pairs >= V::N) return block(f.pairs - V::N);
+  for (; j < f.pairs; ++j) {
+    out[2 * j] = even[j] * f.pair[0][0] + even[j + 1] * f.pair[0][1];
+    out[2 * j + 1] = odd[j] * f.pair[1][0] + odd[j + 1] * f.pair[1][1];
+  }
 }
 
 template <int kRegisters, int kTaps>
@@ -89,6 +122,9 @@ static void horizontal(const float* src, const HorizontalFilter& f, float* dst) 
       return;
     case HorizontalKind::kDot:
       V::dot(src, f, dst);
+      return;
+    case HorizontalKind::kUpsample2:
+      upsample2(src, f, dst);
       return;
     case HorizontalKind::kPermute:
       if (f.registers == 1) {
@@ -125,18 +161,8 @@ struct StoreBF16 {
   using T = std::uint16_t;
   static inline void put(T* p, V::F a) { V::store_bf16(p, a); }
 };
-struct StoreU8 {
-  using T = std::uint8_t;
-  static inline void put(T* p, V::F a) { V::store_u8(p, a); }
-};
 
-// kExact keeps multiplication and addition apart, in the documented order: y, u, v, constant.
-template <bool kExact>
-static inline V::F term(V::F x, V::F m, V::F sum) {
-  return kExact ? V::add(sum, V::mul(x, m)) : V::fma(x, m, sum);
-}
-
-template <Affine::Kind kKind, bool kExact, typename Store>
+template <Affine::Kind kKind, typename Store>
 static inline void affine_rows(const float* const* src, const Affine& a, typename Store::T* const* dst, int n) {
   using F = typename V::F;
   F m[3][3], b[3], lo[3], hi[3];
@@ -146,62 +172,99 @@ static inline void affine_rows(const float* const* src, const Affine& a, typenam
     lo[c] = V::set(a.lo[c]);
     hi[c] = V::set(a.hi[c]);
   }
-  auto body = [&](int x) {
-    const F x0 = V::load(src[0] + x);
+  for_each_vector(n, [&](int x) {
     F out[3];
-    if constexpr (kKind == Affine::Kind::kGray) {
-      for (int c = 0; c < 3; ++c) out[c] = kExact ? V::mul(x0, m[c][0]) : V::fma(x0, m[c][0], b[c]);
+    if constexpr (kKind == Affine::Kind::kYuv) {
+      const F y = V::load(src[0] + x), u = V::load(src[1] + x), v = V::load(src[2] + x);
+      out[0] = V::fma(v, m[0][2], V::fma(y, m[0][0], b[0]));
+      out[1] = V::fma(v, m[1][2], V::fma(u, m[1][1], V::fma(y, m[1][0], b[1])));
+      out[2] = V::fma(u, m[2][1], V::fma(y, m[2][0], b[2]));
     } else {
-      const F x1 = V::load(src[1] + x), x2 = V::load(src[2] + x);
-      if constexpr (kKind == Affine::Kind::kRgb) {
-        const F in[3] = {x0, x1, x2};
-        for (int c = 0; c < 3; ++c) out[c] = kExact ? V::mul(in[c], m[c][c]) : V::fma(in[c], m[c][c], b[c]);
-      } else {
-        for (int c = 0; c < 3; ++c) out[c] = kExact ? V::mul(x0, m[c][0]) : V::fma(x0, m[c][0], b[c]);
-        out[1] = term<kExact>(x1, m[1][1], out[1]);
-        out[2] = term<kExact>(x1, m[2][1], out[2]);
-        out[0] = term<kExact>(x2, m[0][2], out[0]);
-        out[1] = term<kExact>(x2, m[1][2], out[1]);
+      for (int c = 0; c < 3; ++c) {
+        const int j = kKind == Affine::Kind::kRgb ? c : 0;
+        out[c] = V::fma(V::load(src[j] + x), m[c][j], b[c]);
       }
     }
-    for (int c = 0; c < 3; ++c) {
-      if (kExact) out[c] = V::add(out[c], b[c]);
-      Store::put(dst[c] + x, V::clamp(out[c], lo[c], hi[c]));
-    }
-  };
-  for_each_vector(n, body);
+    for (int c = 0; c < 3; ++c) Store::put(dst[c] + x, V::clamp(out[c], lo[c], hi[c]));
+  });
 }
 
-template <bool kExact, typename Store>
+template <typename Store>
 static inline void affine(const float* const* src, const Affine& a, typename Store::T* const* dst, int n) {
   if (n < V::N) {
     typename Store::T row[3][V::N];
     typename Store::T* const out[3] = {row[0], row[1], row[2]};
-    affine<kExact, Store>(src, a, out, V::N);  // source rows are padded
+    affine<Store>(src, a, out, V::N);  // source rows are padded
     for (int c = 0; c < 3; ++c) std::memcpy(dst[c], row[c], sizeof(typename Store::T) * static_cast<std::size_t>(n));
     return;
   }
   switch (a.kind) {
     case Affine::Kind::kGray:
-      return affine_rows<Affine::Kind::kGray, kExact, Store>(src, a, dst, n);
+      return affine_rows<Affine::Kind::kGray, Store>(src, a, dst, n);
     case Affine::Kind::kRgb:
-      return affine_rows<Affine::Kind::kRgb, kExact, Store>(src, a, dst, n);
+      return affine_rows<Affine::Kind::kRgb, Store>(src, a, dst, n);
     default:
-      return affine_rows<Affine::Kind::kYuv, kExact, Store>(src, a, dst, n);
+      return affine_rows<Affine::Kind::kYuv, Store>(src, a, dst, n);
   }
 }
 
+// Bytes: multiplications and additions apart, in the documented order (y, u, v, constant), so that every
+// instruction set rounds alike. A level is within +-1000 here, and the store saturates.
+template <Affine::Kind kKind>
+static inline void affine_bytes(const float* const* src, const Affine& a, std::uint8_t* const* dst, int n) {
+  using F = typename V::F;
+  F m[3][3], b[3];
+  for (int c = 0; c < 3; ++c) {
+    for (int j = 0; j < 3; ++j) m[c][j] = V::set(a.m[c][j]);
+    b[c] = V::set(a.b[c]);
+  }
+  auto levels = [&](int x, F* out) {
+    if constexpr (kKind == Affine::Kind::kYuv) {
+      // luma has one weight in all three channels
+      const F y = V::mul(V::load(src[0] + x), m[0][0]), u = V::load(src[1] + x), v = V::load(src[2] + x);
+      out[0] = V::add(V::add(y, V::mul(v, m[0][2])), b[0]);
+      out[1] = V::add(V::add(V::add(y, V::mul(u, m[1][1])), V::mul(v, m[1][2])), b[1]);
+      out[2] = V::add(V::add(y, V::mul(u, m[2][1])), b[2]);
+    } else {
+      for (int c = 0; c < 3; ++c) {
+        const int j = kKind == Affine::Kind::kRgb ? c : 0;
+        out[c] = V::add(V::mul(V::load(src[j] + x), m[c][j]), b[c]);
+      }
+    }
+  };
+  auto four = [&](int x) {  // a whole register of bytes at a time
+    F out[4][3];
+    for (int j = 0; j < 4; ++j) levels(x + j * V::N, out[j]);
+    for (int c = 0; c < 3; ++c) V::store_u8x4(dst[c] + x, out[0][c], out[1][c], out[2][c], out[3][c]);
+  };
+  int x = 0;
+  for (; x + 4 * V::N <= n; x += 4 * V::N) four(x);
+  if (x == n) return;
+  if (n >= 4 * V::N) return four(n - 4 * V::N);
+  std::uint8_t row[3][4 * V::N];
+  std::uint8_t* const whole[3] = {row[0], row[1], row[2]};
+  affine_bytes<kKind>(src, a, whole, 4 * V::N);  // source rows are padded
+  for (int c = 0; c < 3; ++c) std::memcpy(dst[c], row[c], static_cast<std::size_t>(n));
+}
+
 static void affine_f32(const float* const* src, const Affine& a, float* const* dst, int n) {
-  affine<false, StoreF32>(src, a, dst, n);
+  affine<StoreF32>(src, a, dst, n);
 }
 static void affine_f16(const float* const* src, const Affine& a, std::uint16_t* const* dst, int n) {
-  affine<false, StoreF16>(src, a, dst, n);
+  affine<StoreF16>(src, a, dst, n);
 }
 static void affine_bf16(const float* const* src, const Affine& a, std::uint16_t* const* dst, int n) {
-  affine<false, StoreBF16>(src, a, dst, n);
+  affine<StoreBF16>(src, a, dst, n);
 }
 static void affine_u8(const float* const* src, const Affine& a, std::uint8_t* const* dst, int n) {
-  affine<true, StoreU8>(src, a, dst, n);
+  switch (a.kind) {
+    case Affine::Kind::kGray:
+      return affine_bytes<Affine::Kind::kGray>(src, a, dst, n);
+    case Affine::Kind::kRgb:
+      return affine_bytes<Affine::Kind::kRgb>(src, a, dst, n);
+    default:
+      return affine_bytes<Affine::Kind::kYuv>(src, a, dst, n);
+  }
 }
 
 template <typename Store>

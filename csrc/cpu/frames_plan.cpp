@@ -111,6 +111,12 @@ VerticalFilter vertical_filter(const AxisTaps& taps) {
     for (double v : w) f.weight.push_back(static_cast<float>(v));
     f.max_count = std::max(f.max_count, static_cast<int>(w.size()));
   }
+  for (std::size_t i = 0; i + 1 < f.start.size(); ++i) {
+    const int seen = f.start[i] + f.count[i];
+    // Upside-down or sparse rows (nearest) have none that come next in this sense.
+    f.ahead.push_back(std::min(std::max(f.start[i + 1] + f.count[i + 1] - seen, 0), kMaxAhead));
+  }
+  f.ahead.push_back(0);
   return f;
 }
 
@@ -137,11 +143,46 @@ void dot_layout(HorizontalFilter& f, const AxisTaps& taps, int x0) {
   }
 }
 
+// Chroma at the picture's own size: outputs i and i + 2 have the same weights, one input further on.
+bool upsample2_layout(HorizontalFilter& f, const AxisTaps& taps, int x0) {
+  auto repeats = [&](int i) { return taps.start[i + 2] == taps.start[i] + 1 && taps.weight[i + 2] == taps.weight[i]; };
+  for (const auto& w : taps.weight) {
+    if (w.size() > 2) return false;
+  }
+  // The first and last outputs may differ where chroma ends; the run between must be the rest.
+  int begin = 0, end = f.size;
+  while (begin < 3 && begin + 2 < f.size && !repeats(begin)) ++begin;
+  while (end > f.size - 3 && end - 3 >= begin && !repeats(end - 3)) --end;
+  for (int i = begin; i + 2 < end; ++i) {
+    if (!repeats(i)) return false;
+  }
+  const int pairs = (end - begin) / 2;
+  if (pairs < 4) return false;
+  f.kind = HorizontalKind::kUpsample2;
+  f.begin = begin;
+  f.pairs = pairs;
+  for (int phase = 0; phase < 2; ++phase) {
+    f.pair_start[phase] = taps.start[begin + phase] - x0;
+    for (std::size_t k = 0; k < taps.weight[begin + phase].size(); ++k) {
+      f.pair[phase][k] = static_cast<float>(taps.weight[begin + phase][k]);
+    }
+  }
+  for (int i = 0; i < f.size; ++i) {
+    if (i >= begin && i < begin + 2 * pairs) continue;
+    f.edge_output.push_back(i);
+    f.edge_start.push_back(taps.start[i] - x0);
+    f.edge_weight.push_back(static_cast<float>(taps.weight[i][0]));
+    f.edge_weight.push_back(taps.weight[i].size() > 1 ? static_cast<float>(taps.weight[i][1]) : 0.0f);
+  }
+  return true;
+}
+
 HorizontalFilter horizontal_filter(const AxisTaps& taps, int x0, int lanes) {
   HorizontalFilter f;
   f.size = static_cast<int>(taps.start.size());
   f.lanes = lanes;
   if (taps.is_identity()) return f;
+  if (upsample2_layout(f, taps, x0)) return f;
   int longest = 0, span = 0;
   for (const auto& w : taps.weight) longest = std::max(longest, static_cast<int>(w.size()));
   if (lanes > 1) {

@@ -33,8 +33,11 @@ AxisTaps resize_taps(int size_in, int size_out, int begin, int count, Interpolat
 // times replication.
 AxisTaps chroma_taps(const AxisTaps& taps, int size_luma, double shift, bool replicate);
 
+constexpr int kMaxAhead = 16;
+
 struct VerticalFilter {
   std::vector<int> start, count;
+  std::vector<int> ahead;  // rows after start + count that the next output is the first to read
   std::vector<std::size_t> offset;  // into weight
   std::vector<float> weight;
   int max_count = 0;

@@ -6,6 +6,15 @@
 
 #include "frames_kernels.h"
 
+#if defined(__GNUC__)
+#define MMCORE_PREFETCH(address) __builtin_prefetch(address)
+#elif defined(_M_X64)
+#include <xmmintrin.h>
+#define MMCORE_PREFETCH(address) _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0)
+#else
+#define MMCORE_PREFETCH(address) static_cast<void>(address)
+#endif
+
 namespace mmcore {
 
 // Round to nearest even, as the F16C instruction does; NaN keeps its sign and becomes quiet.

@@ -28,8 +28,20 @@ struct V {
     const __m512i at = _mm512_loadu_si512(index);
     return registers == 1 ? _mm512_permutexvar_ps(at, load(p)) : _mm512_permutex2var_ps(load(p), at, load(p + 16));
   }
-  static inline void store_u8(std::uint8_t* p, F a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(a)));
+  // Four vectors as 64 bytes, saturated.
+  static inline void store_u8x4(std::uint8_t* p, F a, F b, F c, F d) {
+    const F all[4] = {a, b, c, d};
+    for (int j = 0; j < 4; ++j) {
+      const __m512i v = _mm512_max_epi32(_mm512_cvtps_epi32(all[j]), _mm512_setzero_si512());
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16 * j), _mm512_cvtusepi32_epi8(v));
+    }
+  }
+  // a0 b0 a1 b1 ...
+  static inline void store_interleaved(float* p, F a, F b) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    store(p, _mm512_permutex2var_ps(a, low, b));
+    store(p + 16, _mm512_permutex2var_ps(a, high, b));
   }
   static inline void store_f16(std::uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));

@@ -30,11 +30,14 @@ struct V {
     const uint8x16x2_t both = {{low, vreinterpretq_u8_f32(load(p + 4))}};
     return vreinterpretq_f32_u8(vqtbl2q_u8(both, bytes));
   }
-  static inline void store_u8(std::uint8_t* p, F a) {
-    const uint16x4_t w = vqmovn_u32(vcvtnq_u32_f32(a));
-    const std::uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(w, w))), 0);
-    std::memcpy(p, &four, 4);
+  // Four vectors as 16 bytes, saturated.
+  static inline void store_u8x4(std::uint8_t* p, F a, F b, F c, F d) {
+    const uint16x8_t ab = vcombine_u16(vqmovun_s32(vcvtnq_s32_f32(a)), vqmovun_s32(vcvtnq_s32_f32(b)));
+    const uint16x8_t cd = vcombine_u16(vqmovun_s32(vcvtnq_s32_f32(c)), vqmovun_s32(vcvtnq_s32_f32(d)));
+    vst1q_u8(p, vcombine_u8(vqmovn_u16(ab), vqmovn_u16(cd)));
   }
+  // a0 b0 a1 b1 ...
+  static inline void store_interleaved(float* p, F a, F b) { vst2q_f32(p, (float32x4x2_t{{a, b}})); }
   static inline void store_f16(std::uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
   static inline void store_bf16(std::uint16_t* p, F a) {
     const uint32x4_t v = vreinterpretq_u32_f32(a);

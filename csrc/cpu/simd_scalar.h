@@ -38,8 +38,18 @@ struct V {
     });
   }
   static inline F permute(const float* p, const std::int32_t*, int) { return load(p); }  // never called
-  static inline void store_u8(std::uint8_t* p, F a) {
-    for (int i = 0; i < 4; ++i) p[i] = static_cast<std::uint8_t>(std::lrintf(a.v[i]));
+  static inline void store_u8x4(std::uint8_t* p, F a, F b, F c, F d) {
+    const F all[4] = {a, b, c, d};
+    for (int i = 0; i < 16; ++i) {
+      const long v = std::lrintf(all[i / 4].v[i % 4]);
+      p[i] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+  }
+  static inline void store_interleaved(float* p, F a, F b) {
+    for (int i = 0; i < 4; ++i) {
+      p[2 * i] = a.v[i];
+      p[2 * i + 1] = b.v[i];
+    }
   }
   static inline void store_f16(std::uint16_t* p, F a) {
     for (int i = 0; i < 4; ++i) p[i] = float_to_half(a.v[i]);

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcore.cli.info import describe
 from mmcore.cli.pictures import to_pictures, write_sheet
-from mmcore.cli.render import console, format_bytes, plain
+from mmcore.cli.render import console, format_bytes
 from mmcore.cli.selection import read, select, spread
 
 if TYPE_CHECKING:
@@ -201,7 +202,13 @@ def decode(
                 "duration_seconds": duration,
                 "indices": torch.tensor(wanted, dtype=torch.int64),
             }
-            save(output, tensors, describe(decoder, transform, file))
+            metadata = {
+                "mmcore": mmcore.__version__,
+                "source": file.name,
+                "stream": describe(decoder.metadata),
+                "transform": json.loads(transform.spec),
+            }
+            save(output, tensors, metadata)
             shape = "x".join(map(str, frames.shape))
             size = format_bytes(frames.numel() * frames.element_size())
             console().print(f"{output}: frames {shape} {dtype}, {size}", markup=False)
@@ -219,18 +226,6 @@ def decode(
                 f"{len(shown)} of {meta.num_frames} frames, shown as {geometry.out_w}x{geometry.out_h}",
             )
             console().print(f"{preview}: contact sheet of {len(shown)} frames", markup=False)
-
-
-def describe(decoder: VideoDecoder, transform: FrameTransform, file: Path) -> dict[str, Any]:
-    """What the frames are, as plain JSON types."""
-    import mmcore
-
-    return {
-        "mmcore": mmcore.__version__,
-        "source": file.name,
-        "stream": plain(decoder.metadata),
-        "transform": json.loads(transform.spec),
-    }
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,10 @@ from mmcore.cli.render import (
 )
 from mmcore.errors import MMCoreError
 
-__all__ = ["collect", "info", "show"]
+if TYPE_CHECKING:
+    from mmcore import VideoStreamMetadata
+
+__all__ = ["collect", "describe", "info", "show"]
 
 
 def info(
@@ -115,30 +118,37 @@ def _video(container: Any, stream: Any, file: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"profile": stream.profile, "pixel_format": stream.codec_context.pix_fmt}
     try:
         with mmcore.VideoDecoder(file, stream_index=stream.index) as decoder:
-            m = decoder.metadata
-            facts |= {
-                "width": m.width,
-                "height": m.height,
-                "rotation": m.rotation,
-                "pixel_format": m.pixel_format,
-                "pixel_aspect_ratio": None if m.pixel_aspect_ratio is None else str(m.pixel_aspect_ratio),
-                "color": {
-                    "matrix": m.color_space,
-                    "range": m.color_range,
-                    "primaries": m.color_primaries,
-                    "transfer": m.color_transfer_characteristic,
-                },
-                "begin_stream_seconds": m.begin_stream_seconds,
-                "end_stream_seconds": m.end_stream_seconds,
-                "duration_seconds": m.duration_seconds,
-                "num_frames": m.num_frames,
-                "average_fps": m.average_fps,
-                "bit_rate": m.bit_rate,
-            }
+            facts |= describe(decoder.metadata)
             facts |= _timing(decoder)
     except MMCoreError as error:
         facts["error"] = str(error)
-    return {name: plain(value) for name, value in facts.items()}
+    return facts
+
+
+def describe(metadata: VideoStreamMetadata) -> dict[str, Any]:
+    """A video stream's metadata as plain JSON types, named as ``mmcore info --json`` names them."""
+    m = metadata
+    return {
+        "stream_index": m.stream_index,
+        "codec": m.codec,
+        "width": m.width,
+        "height": m.height,
+        "rotation": m.rotation,
+        "pixel_format": m.pixel_format,
+        "pixel_aspect_ratio": None if m.pixel_aspect_ratio is None else str(m.pixel_aspect_ratio),
+        "color": {
+            "matrix": m.color_space,
+            "range": m.color_range,
+            "primaries": m.color_primaries,
+            "transfer": m.color_transfer_characteristic,
+        },
+        "begin_stream_seconds": m.begin_stream_seconds,
+        "end_stream_seconds": m.end_stream_seconds,
+        "duration_seconds": m.duration_seconds,
+        "num_frames": m.num_frames,
+        "average_fps": m.average_fps,
+        "bit_rate": m.bit_rate,
+    }
 
 
 def _timing(decoder: Any) -> dict[str, Any]:

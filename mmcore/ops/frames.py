@@ -112,6 +112,8 @@ def _check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: 
         plane, (rows, samples) = data[p], fmt.plane_shape(p, height, width)
         if not isinstance(plane, Tensor):
             raise TypeError(f"Planes: data[{p}]: expected a tensor, got {type(plane).__name__}")
+        if plane.device.type != "cpu" or plane.layout != torch.strided:
+            raise ValueError(f"Planes: data[{p}]: expected a dense CPU tensor, got one on {plane.device}")
         if plane.dtype not in dtypes:
             raise TypeError(f"Planes: data[{p}]: {fmt.name} needs dtype {dtypes[0]}, got {plane.dtype}")
         if plane.dim() != 3 or plane.shape[1] < rows or plane.shape[2] < samples:
