@@ -195,9 +195,10 @@ HorizontalFilter horizontal_filter(const AxisTaps& taps, int x0, int lanes) {
       span = std::max(span, high - low);
     }
   }
-  // A permute tap costs 2 (one register) or 4 (two) operations for `lanes` outputs, a dot chunk of 4 taps about
-  // 4 for two of them plus the adds across lanes: permutes win while the taps are few.
-  if (lanes <= 1 || span > 2 * lanes || (span > lanes && longest > 6)) {
+  // A permute tap is 2 operations for `lanes` outputs. Over two registers it is as cheap only where one
+  // instruction selects from both, which AVX2 lacks; dot products take over there and where taps are many.
+  const bool two_registers = lanes != 8 && longest <= 6;
+  if (lanes <= 1 || span > (two_registers ? 2 : 1) * lanes) {
     dot_layout(f, taps, x0);
     return f;
   }

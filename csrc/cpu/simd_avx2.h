@@ -66,7 +66,10 @@ struct V {
         sum[j] = fma(load_pair(src + start[j] + 4 * c, src + start[j + 4] + 4 * c), load(w + 8 * j), sum[j]);
       }
     }
-    store(dst, _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3])));
+    // Sums of four lanes by unpacking: half the operations of horizontal adds.
+    const F a = add(_mm256_unpacklo_ps(sum[0], sum[1]), _mm256_unpackhi_ps(sum[0], sum[1]));
+    const F b = add(_mm256_unpacklo_ps(sum[2], sum[3]), _mm256_unpackhi_ps(sum[2], sum[3]));
+    store(dst, add(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee)));
   }
   template <int kChunks>
   static inline void dot_loop(const float* src, const HorizontalFilter& f, float* dst) {
