@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from mmcore.ops.frame_transform import FrameTransform, Patches, patches
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
-from torch import Tensor
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

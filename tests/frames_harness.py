@@ -14,15 +14,16 @@ import sys
 from collections.abc import Sequence
 
 import av
-import mmcore
 import numpy as np
 import torch
 from cases import FRAME_CASES, Case
+from tolerances import assert_frames_close
+from torch import Tensor
+
+import mmcore
 from mmcore.backends.reference import apply_layout, convert
 from mmcore.ops.frames import Planes
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
-from tolerances import assert_frames_close
-from torch import Tensor
 
 
 def check_case(case: Case, data: Sequence[Tensor], out: Tensor | None = None) -> None:

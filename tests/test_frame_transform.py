@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import mmcore
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import mmcore
 from mmcore import FrameTransform, patches
 
 SIDES = st.integers(1, 5000)

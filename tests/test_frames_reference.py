@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Color, make_planes
+from torch import Tensor
+
 from mmcore.backends.reference import apply_layout, convert
 from mmcore.ops.frame_transform import FrameTransform, patches
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
-from torch import Tensor
 
 LEVELS = {"scale": 1.0, "dtype": torch.float32}
 
@@ -216,7 +217,7 @@ def test_rgb8_resize_is_the_rounded_float_resize(
 
 
 @pytest.mark.parametrize(("interpolation", "antialias"), FILTERS[:4])
-def test_rgb8_resize_is_torchs(interpolation: str, antialias: bool) -> None:
+def test_rgb8_resize_is_that_of_torch(interpolation: str, antialias: bool) -> None:
     fmt = PIXEL_FORMATS["rgb24"]
     for source, size in (((20, 30), (9, 13)), ((33, 17), (50, 64)), ((1, 9), (4, 5)), ((9, 1), (4, 5))):
         (planes,) = make_planes(fmt, 2, *source)

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmcore
 import pytest
 import torch
 from cases import FRAME_CASES, Case, make_case, make_planes
 from frames_harness import check_case, video_frame
+
+import mmcore
 from mmcore.ops.frames import Planes
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
 
@@ -20,7 +21,7 @@ BACKENDS = ("reference", "cpu")
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", FRAME_CASES, ids=lambda case: case.id)
-def test_planes_give_the_oracle_s_numbers(case: Case, backend: str) -> None:
+def test_planes_give_the_oracle_numbers(case: Case, backend: str) -> None:
     with mmcore.backend(backend):
         check_case(case, case.data())
 

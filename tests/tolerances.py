@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from mmcore.backends.reference import apply_layout
 from mmcore.ops.frame_transform import FrameTransform
-from torch import Tensor
 
 FUSED_LEVELS = 1e-3
 """accuracy="fused": of one level (0-255), before the cast. float32 sums of some hundred taps whose weights
@@ -38,7 +39,8 @@ def assert_frames_close(result: Tensor, oracle: Tensor, transform: FrameTransfor
     wrong = ~((result >= low.to(result.dtype)) & (result <= high.to(result.dtype)))  # a NaN is wrong
     if wrong.any():
         first = tuple(int(i) for i in wrong.nonzero()[0])
-        levels = (result.double() - middle).abs().max().item() / min(map(abs, transform.affine[0]))
+        per_level = apply_layout((slack / FUSED_LEVELS).expand_as(oracle), transform.layout)
+        levels = ((result.double() - middle).abs() / per_level).max().item()
         raise AssertionError(
             f"{int(wrong.sum())} of {result.numel()} values are off, by up to {levels:.4g} levels; first at "
             f"{first}: {result[first].item()!r}, oracle {middle[first].item()!r}"

@@ -120,25 +120,32 @@ VerticalFilter vertical_filter(const AxisTaps& taps) {
   return f;
 }
 
+// Where a window of `taps` inputs that holds an output's inputs starts: an output with fewer taps than the longest
+// one has must not read far past the end of the row, so its window is moved back and begins with zero weights.
+int padded_start(int start, int taps, int size_in) { return std::min(start, std::max(size_in - taps, 0)); }
+
 // kDot weights. 8 lanes or more: per group of 8 outputs and chunk of 4 taps, 4 vectors of 8 with outputs i and
 // i + 4 side by side, so that two levels of pairwise adds leave the 8 outputs in order. Else: [output][taps].
 void dot_layout(HorizontalFilter& f, const AxisTaps& taps, int x0) {
   int longest = 1;
   for (const auto& w : taps.weight) longest = std::max(longest, static_cast<int>(w.size()));
+  const int size_in = taps.last() - x0;
   f.kind = HorizontalKind::kDot;
   f.taps = (longest + 3) / 4 * 4;
   const int padded = (f.size + 15) / 16 * 16;
   f.start.assign(padded, 0);
   f.weight.assign(static_cast<std::size_t>(padded) * f.taps, 0.0f);
   for (int i = 0; i < f.size; ++i) {
-    f.start[i] = taps.start[i] - x0;
-    for (int k = 0; k < static_cast<int>(taps.weight[i].size()); ++k) {
+    f.start[i] = padded_start(taps.start[i] - x0, f.taps, size_in);
+    const int lead = taps.start[i] - x0 - f.start[i];
+    for (int j = 0; j < static_cast<int>(taps.weight[i].size()); ++j) {
+      const int k = lead + j;
       std::size_t at = static_cast<std::size_t>(i) * f.taps + k;
       if (f.lanes >= 8) {
         const std::size_t group = i / 8, lane = i % 8;
         at = ((group * (f.taps / 4) + k / 4) * 4 + lane % 4) * 8 + lane / 4 * 4 + k % 4;
       }
-      f.weight[at] = static_cast<float>(taps.weight[i][k]);
+      f.weight[at] = static_cast<float>(taps.weight[i][j]);
     }
   }
 }
@@ -256,13 +263,15 @@ BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, in
   int longest = 1;
   for (const auto& w : columns.weight) longest = std::max(longest, static_cast<int>(w.size()));
   h.taps = (longest + 7) / 8 * 8;
+  const int size_in = columns.last() - x0;
   const std::size_t padded = (columns.start.size() + 3) / 4 * 4;
   h.start.assign(padded, 0);
   h.weight.assign(padded * h.taps, 0);
   for (std::size_t i = 0; i < columns.start.size(); ++i) {
-    h.start[i] = columns.start[i] - x0;
+    h.start[i] = padded_start(columns.start[i] - x0, h.taps, size_in);
+    const std::size_t lead = static_cast<std::size_t>(columns.start[i] - x0 - h.start[i]);
     for (std::size_t k = 0; k < columns.weight[i].size(); ++k) {
-      h.weight[i * h.taps + k] = fixed_point(columns.weight[i][k], h.precision);
+      h.weight[i * h.taps + lead + k] = fixed_point(columns.weight[i][k], h.precision);
     }
   }
   return s;

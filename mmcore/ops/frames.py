@@ -103,6 +103,9 @@ def _pixel_format(name: str) -> PixelFormat:
 
 
 def _check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: int) -> None:
+    for name, value in (("height", height), ("width", width)):
+        if not isinstance(value, int):
+            raise TypeError(f"Planes: {name}: expected an int, got {value!r}")
     if height < 1 or width < 1:
         raise ValueError(f"Planes: height and width must be 1 or more, got {height}x{width}")
     if len(data) < fmt.num_planes:
@@ -242,6 +245,9 @@ def frames_to_tensor(
         )
     if not frames:
         raise ValueError("frames: expected at least one frame, got an empty sequence")
+    for i, frame in enumerate(frames):
+        if not hasattr(frame, "planes"):
+            raise TypeError(f"frames: item {i}: expected an av.VideoFrame, got {type(frame).__name__}")
     builder = FrameBatchBuilder(len(frames), transform, out=out)
     builder.put_many(frames)
     return builder.finish()

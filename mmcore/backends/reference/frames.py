@@ -167,7 +167,9 @@ def _fused(
     weights, bias = _rgb_coefficients(fmt, color)
     channels = []
     for row, b, mul, add in zip(weights, bias, *transform.affine, strict=True):
-        level = sum(w * c for w, c in zip(row, resized, strict=True)) + b
+        level = torch.full_like(resized[0], b)
+        for w, c in zip(row, resized, strict=True):
+            level = level + w * c
         channels.append(level.clamp(0, 255) * mul + add)
     return torch.stack(channels)
 
@@ -228,7 +230,7 @@ def _interpolate(x: Tensor, size: tuple[int, int], transform: FrameTransform) ->
     if size[1] > 1:
         return torch_interpolate(x, *size)
     # torch 2.13 returns wrong numbers, or fails an internal assertion, for results of one column. Its two
-    # passes (horizontal, then vertical; bytes are rounded in between) are right one by one on a doubled picture.
+    # passes (horizontal, then vertical, bytes rounded in between) are right one by one on a doubled picture.
     h = x.shape[2]
     column = torch_interpolate(torch.cat([x, x], 2), 2 * h, 1)[:, :, :h]
     return torch_interpolate(torch.cat([column, column], 3), size[0], 2)[:, :, :, :1]
