@@ -23,6 +23,7 @@ def run(
     quick: bool = False,
     rounds: int | None = None,
     files: Sequence[Path] = (),
+    only: str = "",
     threads: int = 1,
     clock: str = "wall",
 ) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def run(
         Interleaved rounds; None is the suite's default.
     files : sequence of path
         Real clips to measure instead of the rendered ones ("decode" only).
+    only : str
+        Take only the cases whose name contains this, as "720 crop".
     threads : int
         Cores and threads for every competitor ("decode" only).
     clock : {"wall", "cpu"}
@@ -71,10 +74,16 @@ def run(
     progress = report.progress()
     if suite == "decode":
         result = bench_decode.run(
-            quick=quick, rounds=rounds, files=files, threads=threads, clock=clock, progress=progress
+            quick=quick,
+            rounds=rounds,
+            files=files,
+            only=only,
+            threads=threads,
+            clock=clock,
+            progress=progress,
         )
     else:
-        result = bench_frames.run(quick=quick, rounds=rounds, clock=clock, progress=progress)
+        result = bench_frames.run(quick=quick, rounds=rounds, only=only, clock=clock, progress=progress)
     result["machine"] = machine
     report.table(result)
     if json is not None:

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--file", type=Path, action="append", default=[], help="a real clip to measure instead"
     )
+    parser.add_argument("--only", default="", help="only the cases whose name contains this")
     parser.add_argument("--threads", type=int, default=1, help="cores and threads for everyone (decode)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="clock that the tables show")
     args = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> None:
             quick=args.quick,
             rounds=args.rounds,
             files=args.file,
+            only=args.only,
             threads=args.threads,
             clock=args.clock,
         )

@@ -1,8 +1,9 @@
-"""End to end: an encoded clip becomes a normalised float32 tensor (T, 3, 224, 224), as a multiple of raw decode.
+"""End to end: an encoded clip becomes a normalised float32 tensor, as a multiple of raw decode.
 
-Raw is PyAV decoding every frame and dropping it. Two regimes, reported apart: *pooled* (mmcore's recycling pool; the
-others write into one tensor made beforehand) and *fresh* (every result in newly mapped memory, for all). As they come,
-mmcore pools and the others allocate: that comparison is reported as *as shipped*. All of it is one interleaved run.
+Raw is PyAV decoding every frame and dropping it. Two regimes, reported apart: *pooled* (mmcore's recycling
+pool; the others write into one tensor made beforehand) and *fresh* (every result in newly mapped memory, for
+all). As they come, mmcore pools and the others allocate: that comparison is reported as *as shipped*. All of
+it is one interleaved run.
 """
 
 from __future__ import annotations
@@ -30,19 +31,22 @@ def competitors() -> tuple[list[Competitor], dict[str, str]]:
     return [c for c in everyone if c.name not in absent], absent
 
 
-def jobs(quick: bool, files: Sequence[Path] = ()) -> list[tuple[Job, DecodeCase | None]]:
-    """Rows of the suite: the table of cases, or "crop" of each file given."""
+def jobs(quick: bool, files: Sequence[Path] = (), only: str = "") -> list[tuple[Job, DecodeCase | None]]:
+    """Rows of the suite whose name contains ``only``: the table of cases, or "crop" of each file given."""
     if files:
         return [(Job.make(media.from_file(path), "crop"), None) for path in files]
-    cases = [c for c in DECODE_CASES if not quick or c.most_times_raw is not None]
+    cases = [c for c in DECODE_CASES if (not quick or c.most_times_raw is not None) and only in c.name]
+    if not cases:
+        raise ValueError(f"only: no case's name contains {only!r}")
     return [(Job.make(media.clip(c.codec, c.width, c.height), c.kind), c) for c in cases]
 
 
 def check(name: str, got: torch.Tensor, expected: torch.Tensor, most: float) -> float:
-    """Worst frame's mean absolute difference in levels (0-255); AssertionError beyond ``most`` or on a wrong shape."""
+    """Worst frame's mean absolute difference in levels (0-255); AssertionError where it passes ``most``."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         raise AssertionError(
-            f"{name}: result is {tuple(got.shape)} {got.dtype}, expected {tuple(expected.shape)} {expected.dtype}"
+            f"{name}: result is {tuple(got.shape)} {got.dtype}, "
+            f"expected {tuple(expected.shape)} {expected.dtype}"
         )
     std = torch.tensor(STD).view(3, 1, 1) * 255
     worst = max(float(((a - b).abs() * std).mean()) for a, b in zip(got, expected, strict=True))
@@ -58,6 +62,7 @@ def run(
     quick: bool = False,
     rounds: int | None = None,
     files: Sequence[Path] = (),
+    only: str = "",
     threads: int = 1,
     clock: str = "wall",
     progress: Callable[[str], None] = print,
@@ -67,16 +72,17 @@ def run(
     Returns
     -------
     dict
-        ``rows``: per job the raw time, per competitor and regime the quartiles of (time / raw time), and the speedup
-        over the best peer. ``absent``: competitor to reason.
+        ``rows``: per job the raw time, per competitor and regime the quartiles of (time / raw time), and the
+        speedup over the best peer. ``absent``: competitor to reason.
     """
     present, absent = competitors()
-    rounds = rounds or (5 if quick else 15)
+    rounds = rounds or (3 if quick else 7)
     rows = []
-    for job, case in jobs(quick, files):
+    for job, case in jobs(quick, files, only):
         frames = frame_count(job)
         progress(f"{job.name}: {frames} frames, checking {len(present)} competitors")
         runs = {c.name: c.prepare(job, threads) for c in present}
+        # The checks warm everything up; the first result goes back to mmcore's pool once cloned.
         reference = runs[present[0].name](None).clone()
         differences = {
             c.name: check(c.name, runs[c.name](None), reference, c.mean_levels) for c in present[1:]
@@ -88,8 +94,6 @@ def run(
         for c in present:
             turns[c.name, "pooled"] = functools.partial(runs[c.name], None if c.needs == "mmcore" else reused)
             turns[c.name, "fresh"] = functools.partial(_fresh, runs[c.name], tuple(reference.shape))
-        for turn in turns.values():
-            turn()
         progress(f"{job.name}: {rounds} rounds")
         row = _summary(timing.interleave(turns, rounds), frames, clock)
         row["job"], row["clip"] = job.name, media.describe(job.clip)

@@ -1,15 +1,17 @@
 """The frames op alone: decoded planes in memory to the model's tensor, per frame, beside the memory floor.
 
-The floor is what the machine's copy bandwidth allows: every plane byte that the job needs read once and every output
-byte written once, ``(needed + written) / bandwidth``, the bandwidth (read plus write) measured in the same run on
-buffers larger than the caches. The frames measured exceed the caches too, so both sides stream from memory.
+The floor is what the machine's copy bandwidth allows: every plane byte that the job needs read once and every
+output byte written once, ``(needed + written) / bandwidth``, the bandwidth (read plus write) measured in the
+same run on buffers larger than the caches. The frames measured exceed the caches too, so both sides stream
+from memory.
 
-Each instruction set runs in its own process (``MMCORE_ISA`` is read once); the processes stay alive and take turns,
-one at a time on the same core, so that their rounds interleave.
+Each instruction set runs in its own process (``MMCORE_ISA`` is read once); the processes stay alive and take
+turns, one at a time on the same core, so that their rounds interleave.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -36,7 +38,7 @@ _ACCURACY_LEVELS = 0.02  # against the reference backend, per value, before the 
 
 @dataclass(frozen=True)
 class FramesCase:
-    """One row: source size and pixel format, kind of geometry, and what differs from the main job's transform."""
+    """One row: source size, pixel format, geometry, and what differs from the main job's transform."""
 
     width: int
     height: int
@@ -109,8 +111,8 @@ _QUICK = 4
 def _span(samples: int, source: int, resized: int, start: int, size: int, half_width: float) -> int:
     """Samples of a plane's axis that ``size`` output positions from ``start`` read.
 
-    The axis has ``samples`` for ``source`` pixels (half as many where chroma is subsampled), which become ``resized``;
-    ``half_width`` is the filter's, in its own units.
+    The axis has ``samples`` for ``source`` pixels (half as many where chroma is subsampled), which become
+    ``resized``; ``half_width`` is the filter's, in its own units.
     """
     scale = samples / resized
     reach = 0.5 if source == resized else half_width * max(scale, 1.0)
@@ -164,11 +166,11 @@ def _frames(case: FramesCase) -> list[Any]:
     return frames
 
 
-def prepare(case: FramesCase) -> tuple[Callable[[], Any], int]:
-    """Make the frames and the output, check against the reference backend; gives the run and its frames."""
+def prepare(case: FramesCase, most: int | None = None) -> tuple[Callable[[], Any], int]:
+    """Make frames (at most ``most``) and output, and check; gives the run and its number of frames."""
     import mmcore
 
-    frames, wanted = _frames(case), case.transform()
+    frames, wanted = _frames(case)[:most], case.transform()
     _check(case, frames[:2], wanted)
     out = torch.zeros(wanted.output_shape(len(frames), case.height, case.width), dtype=wanted.dtype)
     return lambda: mmcore.frames_to_tensor(frames, wanted, out=out), len(frames)
@@ -254,7 +256,7 @@ def _serve() -> None:
 
 
 def _others(case: FramesCase) -> dict[str, Callable[[], Any]]:
-    """torch on the same frames: with PyAV's conversion to RGB, and from RGB frames that are there already."""
+    """Torch on the same frames: with PyAV's conversion to RGB, and from RGB frames that are there already."""
     if case.interpolation not in ("bilinear", "bicubic") or case.kind == "full" or case.layout != "NCHW":
         return {}
     if case.dtype != "float32" or case.accuracy != "fused":
@@ -299,6 +301,7 @@ def run(
     *,
     quick: bool = False,
     rounds: int | None = None,
+    only: str = "",
     clock: str = "wall",
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -310,12 +313,14 @@ def run(
         ``rows``: per case the floor and µs per frame (median and quartiles) per ISA and for torch.
     """
     rounds = rounds or (7 if quick else 15)
-    cases = CASES[:_QUICK] if quick else CASES
+    cases = [c for c in (CASES[:_QUICK] if quick else CASES) if only in c.name]
+    if not cases:
+        raise ValueError(f"only: no case's name contains {only!r}")
     for width, height in sorted({(c.width, c.height) for c in cases}):
         media.clip("h264", width, height)
     wanted = ("base", "neon") if platform.machine() in ("aarch64", "arm64") else ("base", "avx2", "avx512")
     workers, absent = [], {}
-    bandwidth = timing.copy_bandwidth()
+    copy = timing.Copy()
     try:
         for isa in wanted:
             worker = _Worker(isa)
@@ -323,12 +328,12 @@ def run(
             if answer.get("isa") == isa:
                 workers.append(worker)
             else:
-                absent[isa] = answer.get("error") or f"this CPU gives {answer['isa']} instead"
+                absent[isa] = answer.get("error") or "this CPU does not have it"
                 worker.close()
         rows = []
         for case in cases:
             progress(f"{case.name}: {rounds} rounds")
-            rows.append(_row(case, workers, rounds, clock, bandwidth))
+            rows.append(_row(case, workers, rounds, clock, copy))
     finally:
         for worker in workers:
             worker.close()
@@ -336,7 +341,7 @@ def run(
         "suite": "frames",
         "clock": clock,
         "rounds": rounds,
-        "copy_bandwidth": bandwidth,
+        "copy_bandwidth": timing.quartiles([r["copy_bandwidth"] for r in rows])[1],
         "isas": [w.isa for w in workers],
         "others": ["PyAV rgb24 + torch", "torch from RGB"],
         "absent": absent,
@@ -345,7 +350,7 @@ def run(
 
 
 def _row(
-    case: FramesCase, workers: list[_Worker], rounds: int, clock: str, bandwidth: float
+    case: FramesCase, workers: list[_Worker], rounds: int, clock: str, copy: timing.Copy
 ) -> dict[str, Any]:
     turns: dict[str, Callable[[], tuple[float, int]]] = {}
 
@@ -356,7 +361,7 @@ def _row(
         answer = worker.ask(case=asdict(case))
         if "error" in answer:
             raise RuntimeError(f"{worker.isa}: {answer['error']}")
-        turns[worker.isa] = lambda worker=worker, frames=answer["frames"]: ask(worker, frames)  # type: ignore[misc]
+        turns[worker.isa] = functools.partial(ask, worker, answer["frames"])
     read = timing.CLOCKS[clock]
 
     def here(job: Callable[[], int]) -> tuple[float, int]:
@@ -367,7 +372,8 @@ def _row(
     others = _others(case)
     for name, job in others.items():
         job()
-        turns[name] = lambda job=job: here(job)  # type: ignore[misc]
+        turns[name] = functools.partial(here, job)
+    turns["copy"] = functools.partial(here, copy)
     micros: dict[str, list[float]] = {name: [] for name in turns}
     names = list(turns)
     for i in range(rounds):
@@ -376,6 +382,7 @@ def _row(
             seconds, frames = turns[name]()
             micros[name].append(seconds / frames * 1e6)
     read_bytes, written = floor_bytes(case)
+    bandwidth = copy.num_bytes / (timing.quartiles(micros.pop("copy"))[1] * 1e-6)
     entries = {}
     for name, values in micros.items():
         low, middle, high = timing.quartiles(values)
@@ -384,6 +391,7 @@ def _row(
         "case": case.name,
         "read_bytes": read_bytes,
         "written_bytes": written,
+        "copy_bandwidth": bandwidth,
         "floor_us": (read_bytes + written) / bandwidth * 1e6,
         "isas": {w.isa: entries[w.isa] for w in workers},
         "others": {name: entries[name] for name in others},

@@ -16,8 +16,9 @@ STD = (0.229, 0.224, 0.225)
 class Job:
     """A clip becoming (T, 3, 224, 224) float32, normalised.
 
-    ``resize`` is the (height, width) that the whole frame is resized to with antialiased bilinear weights, None where
-    it already has that size; ``crop`` the (top, left, height, width) taken from it, None for all of it.
+    ``resize`` is the (height, width) that the whole frame is resized to with antialiased bilinear weights,
+    None where it already has that size; ``crop`` the (top, left, height, width) taken from it, None for all
+    of it.
     """
 
     clip: media.Clip
@@ -63,6 +64,11 @@ class DecodeCase:
     kind: str
     most_times_raw: float | None = None
     least_times_best_peer: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that its job gets."""
+        return f"{self.codec} {self.width}x{self.height} {self.kind}"
 
 
 DECODE_CASES = (

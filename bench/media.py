@@ -1,9 +1,10 @@
 """The clips that are measured: natural-like moving pictures, encoded at each encoder's defaults, and cached.
 
-A clip is a textured canvas (1/f spectrum, hard edges, correlated chroma) filmed by a camera that pans and zooms
-by fractions of a pixel, with objects that move on their own, sensor noise, and a cut every five seconds. The
-fractions matter: whole-pixel motion would let the decoder copy blocks instead of interpolating them.
-``python -m bench media`` prints bits per pixel and the decode time of each clip beside those of real files.
+A clip is a textured canvas (1/f spectrum, hard edges, correlated chroma) filmed by a camera that pans and
+zooms by fractions of a pixel, with objects that move on their own, sensor noise, and a cut every five
+seconds. The fractions matter: whole-pixel motion would let the decoder copy blocks instead of interpolating
+them. ``python -m bench media`` prints bits per pixel and the decode time of each clip beside those of real
+files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,7 @@ class Clip:
 
 
 def cache_dir() -> Path:
-    """Folder of the encoded clips: ``$MMCORE_BENCH_CACHE``, else ``mmcore-bench`` in the user's cache folder."""
+    """Folder of the clips: ``$MMCORE_BENCH_CACHE``, else ``mmcore-bench`` in the user's cache folder."""
     if chosen := os.environ.get("MMCORE_BENCH_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -119,7 +121,7 @@ def _encode(path: Path, encoder: str, width: int, height: int, frames: int, fps:
     grain = [_noise(rng, height + 64, width + 64) for _ in range(4)]
     ys, xs = (torch.linspace(-1, 1, n) for n in (height, width))
     container = av.open(str(path), "w")
-    stream = container.add_stream(encoder, rate=fps)
+    stream: Any = container.add_stream(encoder, rate=fps)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.codec_context.time_base = Fraction(1, fps)
     scene = _canvas(rng, big_h, big_w)

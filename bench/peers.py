@@ -1,11 +1,12 @@
 """The competitors: each decodes a whole clip into one normalised float32 tensor (T, 3, 224, 224).
 
 Every one runs at the best settings found for it: one decoder thread unless asked otherwise, RGB frames handed
-over without a copy, torch's uint8 channels-last antialiased kernel (2.5 to 8 times faster than the other layouts and
-float), approximate seek mode in TorchCodec (a dense read needs no scan), chunks small enough to stay in cache.
-A competitor that cannot run says why; none is left out silently.
+over without a copy, torch's uint8 channels-last antialiased kernel (2.5 to 8 times faster than the other
+layouts and float), approximate seek mode in TorchCodec (a dense read needs no scan), chunks small enough to
+stay in cache. A competitor that cannot run says why; none is left out silently.
 """
 
+# mypy: disable-error-code="import-not-found,import-untyped"
 from __future__ import annotations
 
 import functools
@@ -36,13 +37,14 @@ class Competitor:
     name : str
         Name in tables.
     prepare : callable
-        ``prepare(job, threads)`` gives ``run(out) -> Tensor``: opens, decodes and closes the clip; ``out`` is written
-        when given, else the result is freshly allocated.
+        ``prepare(job, threads)`` gives ``run(out) -> Tensor``: opens, decodes and closes the clip; ``out`` is
+        written when given, else the result is freshly allocated.
     needs : str
         Module that must import, with what to install if it does not.
     mean_levels : float
-        Largest mean absolute difference from mmcore, in levels (0-255) over the worst frame, that still counts as
-        the same job. Peers replicate chroma where mmcore interpolates it, and round to 8 bits once or twice.
+        Largest mean absolute difference from mmcore, in levels (0-255) over the worst frame, that still
+        counts as the same job. Peers replicate chroma where mmcore interpolates it, and round to 8 bits once
+        or twice.
     why : str
         What explains that bound.
     """
@@ -97,7 +99,7 @@ class _Sink:
         if not cropped:
             rgb = rgb[..., self.top : self.top + self.height, self.left : self.left + self.width]
         for frame in rgb:
-            # Bytes to planar first, then one pass to float: faster than any form that reads strided bytes as float.
+            # Bytes to planar first, then to float: faster than any form that reads strided bytes as float.
             self.bytes[0].copy_(frame)
             torch.sub(self.bytes[0], self.mean, out=self.out[self.count]).mul_(self.inverse)
             self.count += 1
@@ -276,5 +278,5 @@ def _mmcore(job: Job, threads: int, **changes: Any) -> Run:
 
 
 def mmcore_competitor(name: str = "mmcore", **changes: Any) -> Competitor:
-    """mmcore itself, with changes to the transform (``accuracy="rgb8"``)."""
+    """Describe mmcore itself, with changes to the transform (``accuracy="rgb8"``)."""
     return Competitor(name, lambda j, t: _mmcore(j, t, **changes), "mmcore", 2.0, "rounding to RGB bytes")

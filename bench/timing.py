@@ -1,13 +1,14 @@
 """Interleaved timing on one core, and what the machine is.
 
-Competitors run round-robin, each round in another order, so that a slow second hits all of them alike; every figure is
-the median over the rounds of a ratio taken *within* a round. Two clocks are kept: wall time, and the CPU time of the
-whole process, all threads included. On a quiet machine and one core they agree; where other programs share the core
-the CPU clock is the one to read, and the report says which was used.
+Competitors run round-robin, each round in another order, so that a slow second hits all of them alike; every
+figure is the median over the rounds of a ratio taken *within* a round. Two clocks are kept: wall time, and
+the CPU time of the whole process, all threads included. On a quiet machine and one core they agree; where
+other programs share the core the CPU clock is the one to read, and the report says which was used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import gc
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-__all__ = ["Samples", "copy_bandwidth", "interleave", "machine", "pin", "quartiles"]
+__all__ = ["Copy", "Samples", "interleave", "machine", "pin", "quartiles"]
 
 _Key = TypeVar("_Key")
 
@@ -26,8 +27,10 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def pin(threads: int) -> list[int]:
-    """Keep this process to its last ``threads`` allowed cores, and every library's pool to that many threads."""
+    """Keep this process to its last ``threads`` allowed cores, and torch and mmcore to that many threads."""
     import torch
+
+    import mmcore
 
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if available and len(available) < threads:
@@ -36,10 +39,6 @@ def pin(threads: int) -> list[int]:
     if cores:
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
-    try:
-        import mmcore
-    except ImportError:
-        return cores
     mmcore.set_num_threads(threads)
     return cores
 
@@ -90,18 +89,23 @@ def ratios(samples: Samples, base: Samples, clock: str) -> tuple[float, float, f
     return quartiles([a / b for a, b in zip(samples.of(clock), base.of(clock), strict=True)])
 
 
-def copy_bandwidth(megabytes: int = 256, rounds: int = 7) -> float:
-    """Bytes per second, read plus written, of copying a buffer much larger than the caches on one core."""
-    import torch
+class Copy:
+    """The C library's copy of a buffer much larger than the caches; calling it copies once and returns 1."""
 
-    source = torch.ones(megabytes << 20, dtype=torch.uint8)
-    target = torch.zeros_like(source)  # pages exist before the clock starts
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * source.numel() / statistics.median(times)
+    def __init__(self, megabytes: int = 128) -> None:
+        import torch
+
+        self.source = torch.ones(megabytes << 20, dtype=torch.uint8)
+        self.target = torch.zeros_like(
+            self.source
+        )  # written, so that its pages exist before the clock starts
+        self.num_bytes = 2 * self.source.numel()
+        """Bytes read plus written by one copy."""
+
+    def __call__(self) -> int:
+        """Copy once."""
+        ctypes.memmove(self.target.data_ptr(), self.source.data_ptr(), self.source.numel())
+        return 1
 
 
 def _cpu_model() -> str:
@@ -125,12 +129,8 @@ def machine(cores: Sequence[int]) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    try:
-        import mmcore
+    import mmcore
 
-        build: dict[str, Any] = dict(mmcore.build_info())
-    except ImportError:
-        build = {}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -138,7 +138,5 @@ def machine(cores: Sequence[int]) -> dict[str, Any]:
         "cores_used": list(cores),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": versions,
-        "mmcore_build": {
-            k: v for k, v in build.items() if isinstance(v, (str, int, float, bool, list, dict))
-        },
+        "mmcore_build": mmcore.build_info(),
     }

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmcore import _core
 from mmcore.backends import backend
-from mmcore.installation import build_info
 from mmcore.errors import DecodeError, MMCoreError, UnsupportedError
+from mmcore.installation import build_info
+from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 from mmcore.ops.frame_transform import FrameTransform, Patches, patches
-from mmcore.ops.frames import ColorSpec, FrameBatchBuilder, Planes, frames_to_tensor
+from mmcore.ops.frames import frames_to_tensor
 from mmcore.ops.output_pool import clear_output_pool, empty_output, output_pool_limit, set_output_pool_limit
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
+from mmcore.ops.planes import ColorSpec, Planes
 from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ compiler: str
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
 
-class FramesPlan:
+class _PyBindType(type): ...  # the metaclass that pybind11 gives its classes
+
+class FramesPlan(metaclass=_PyBindType):
     def __init__(
         self,
         *,

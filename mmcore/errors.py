@@ -10,7 +10,7 @@ class MMCoreError(Exception):
 
 
 class DecodeError(MMCoreError):
-    """A media file could not be opened, read or decoded; the message names the file, stream, frame or time."""
+    """A media file could not be opened, read or decoded; the message names file, stream, frame or time."""
 
 
 class UnsupportedError(MMCoreError):

@@ -119,7 +119,10 @@ def write_sample(
         word = WORDS[i] if i < len(WORDS) else str(i + 1)
         events.append(SampleEvent(at, round(at * fps), round(at * sample_rate), word))
     clip = SampleClip(os.fspath(path), width, height, fps, num_frames, sample_rate, duration, tuple(events))
-    _encode(clip)
+    try:
+        _encode(clip)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, clip.path) from error
     return clip
 
 
@@ -127,9 +130,14 @@ def _encode(clip: SampleClip) -> None:
     import av
 
     with av.open(clip.path, "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        video: Any = out.add_stream(
-            "libx264", rate=clip.fps, options={"preset": "veryfast", "crf": "20", "g": str(2 * clip.fps)}
-        )
+        options = {"g": str(2 * clip.fps)}
+        video: Any
+        if "libx264" in av.codecs_available:
+            options |= {"preset": "veryfast", "crf": "20"}
+            video = out.add_stream("libx264", rate=clip.fps, options=options)
+        else:  # an FFmpeg without GPL parts
+            video = out.add_stream("mpeg4", rate=clip.fps, options=options)
+            video.bit_rate = 2_000_000
         video.width, video.height, video.pix_fmt = clip.width, clip.height, "yuv420p"
         context = video.codec_context
         context.thread_count = 1  # the same bytes on every machine

@@ -11,7 +11,7 @@ _budget: int | None = None
 
 
 def get_num_threads() -> int:
-    """Threads that mmcore may use: what :func:`set_num_threads` set, else the cores this process may run on."""
+    """Threads that mmcore may use: what :func:`set_num_threads` set, else the cores of this process."""
     if _budget is not None:
         return _budget
     if hasattr(os, "sched_getaffinity"):  # Linux; respects taskset, cgroup cpusets and worker pinning

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import mmcore
 from mmcore.backends.reference import apply_layout, convert
-from mmcore.ops.frames import Planes
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
+from mmcore.ops.planes import Planes
 
 
 def check_case(case: Case, data: Sequence[Tensor], out: Tensor | None = None) -> None:

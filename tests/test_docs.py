@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and the documentation runs, in order, in a folder with ``sample.mp4``."""
+"""Every Python snippet of the README and the documentation runs, in order, beside a ``sample.mp4``."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from tolerances import FFMPEG_444_LEVELS, FFMPEG_LEVELS, NATURAL_PSNR_DB
 from torch import Tensor
 
 import mmcore
-from mmcore.ops.frames import Planes
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
+from mmcore.ops.planes import Planes
 
 
 @functools.cache

@@ -14,8 +14,10 @@ from frames_harness import video_frame
 from torch import Tensor
 
 import mmcore
-from mmcore.ops.frames import ColorSpec, FrameBatchBuilder, Planes, color_spec, empty_output
+from mmcore.ops.frame_batch_builder import FrameBatchBuilder
+from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
+from mmcore.ops.planes import ColorSpec, Planes, color_spec
 
 H, W = 18, 26
 

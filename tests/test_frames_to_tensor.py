@@ -13,8 +13,8 @@ from cases import FRAME_CASES, Case, make_case, make_planes
 from frames_harness import check_case, video_frame
 
 import mmcore
-from mmcore.ops.frames import Planes
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
+from mmcore.ops.planes import Planes
 
 BACKENDS = ("reference", "cpu")
 

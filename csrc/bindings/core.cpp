@@ -12,13 +12,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "mmcore's compiled core: raw pointers, extents and strides; no torch, no FFmpeg.";
   m.attr("__version__") = MMCORE_VERSION;
   m.attr("compiler") = MMCORE_COMPILER;
-  m.def("isa", [] { return std::string(mmcore::isa_name(mmcore::active_isa())); },
-        "Instruction set in use: the fastest available, or the one that MMCORE_ISA names.");
-  m.def("available_isas", [] {
-    py::list names;
-    for (mmcore::Isa isa : mmcore::available_isas()) names.append(mmcore::isa_name(isa));
-    return names;
-  }, "Instruction sets that this build holds and this machine runs, the slowest first.");
+  m.def(
+      "isa", [] { return std::string(mmcore::isa_name(mmcore::active_isa())); },
+      "Instruction set in use: the fastest available, or the one that MMCORE_ISA names.");
+  m.def(
+      "available_isas",
+      [] {
+        py::list names;
+        for (mmcore::Isa isa : mmcore::available_isas()) names.append(mmcore::isa_name(isa));
+        return names;
+      },
+      "Instruction sets that this build holds and this machine runs, the slowest first.");
   register_frames(m);
   register_memory_pool(m);
 }

@@ -111,8 +111,7 @@ void register_frames(py::module_& m) {
       .def(py::init(&make_plan), py::kw_only(), py::arg("family"), py::arg("components"), py::arg("bits"),
            py::arg("shift"), py::arg("log2_chroma"), py::arg("source"), py::arg("resize"), py::arg("crop"),
            py::arg("interpolation"), py::arg("antialias"), py::arg("chroma"), py::arg("kr_kb"), py::arg("full_range"),
-           py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"),
-           py::arg("scale"))
+           py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"), py::arg("scale"))
       .def(
           "convert_frame",
           [](const Plan& self, const py::sequence& planes, const Output& output, std::int64_t index) {

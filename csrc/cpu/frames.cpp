@@ -59,76 +59,141 @@ struct Source {
   const std::ptrdiff_t* pitches;
 };
 
-// Buffers of the convert stage: rows of samples as floats, rows of components.
-struct ConvertRows {
-  float* plane[3];
-  float* picked;      // one component of an interleaved plane
-  float* component[3];
-  const void** row_pointers;
+// The last `depth` rows of a picture that comes row by row, kept while a later output row still needs them.
+template <typename T>
+class RowRing {
+ public:
+  static std::size_t bytes(int depth, int columns) {
+    return Scratch::bytes_for<T>(static_cast<std::size_t>(depth) * padded(columns));
+  }
+  void take(Scratch& scratch, int depth, int columns) {
+    depth_ = depth;
+    columns_ = padded(columns);
+    data_ = scratch.take<T>(static_cast<std::size_t>(depth) * columns_);
+  }
+  T* row(int y) { return data_ + static_cast<std::size_t>(y % depth_) * columns_; }
 
-  static std::size_t bytes(const ConvertStage& s) {
-    std::size_t total = 0;
+ private:
+  static std::size_t padded(int columns) {
+    return (static_cast<std::size_t>(columns) + 2 * kRowPadding - 1) / kRowPadding * kRowPadding;
+  }
+  T* data_ = nullptr;
+  int depth_ = 1;
+  std::size_t columns_ = 0;
+};
+
+// Planes of one frame to rows of raw component values at the convert stage's output size, downwards.
+class Converter {
+ public:
+  Converter(const FramesPlan& plan, const Source& src) : plan_(plan), stage_(plan.convert), src_(src) {}
+
+  static std::size_t bytes(const FramesPlan& plan) {
+    const ConvertStage& s = plan.convert;
+    std::size_t total = Scratch::bytes_for<const void*>(row_count(s));
     for (const PlaneStage& p : s.planes) total += Scratch::bytes_for<float>(static_cast<std::size_t>(p.sample_count));
-    int widest = 0;
-    for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
-    total += Scratch::bytes_for<float>(static_cast<std::size_t>(widest));
-    total += 3 * Scratch::bytes_for<float>(static_cast<std::size_t>(s.columns));
-    return total + Scratch::bytes_for<const void*>(row_count(s));
-  }
-
-  void take(Scratch& scratch, const ConvertStage& s) {
-    for (std::size_t i = 0; i < s.planes.size(); ++i) {
-      plane[i] = scratch.take<float>(static_cast<std::size_t>(s.planes[i].sample_count));
+    for (const ComponentStage& c : s.components) {
+      total += Scratch::bytes_for<float>(static_cast<std::size_t>(c.columns));
+      total += Scratch::bytes_for<float>(static_cast<std::size_t>(s.columns));
+      const PlaneStage& p = s.planes[static_cast<std::size_t>(c.plane_stage)];
+      if (p.horizontal_first) total += RowRing<float>::bytes(p.vertical->max_count, s.columns);
     }
-    int widest = 0;
-    for (const ComponentStage& c : s.components) widest = std::max(widest, c.columns);
-    picked = scratch.take<float>(static_cast<std::size_t>(widest));
-    for (float*& c : component) c = scratch.take<float>(static_cast<std::size_t>(s.columns));
-    row_pointers = scratch.take<const void*>(row_count(s));
+    return total;
   }
 
+  void take(Scratch& scratch) {
+    row_pointers_ = scratch.take<const void*>(row_count(stage_));
+    for (std::size_t i = 0; i < stage_.planes.size(); ++i) {
+      samples_[i] = scratch.take<float>(static_cast<std::size_t>(stage_.planes[i].sample_count));
+    }
+    for (std::size_t i = 0; i < stage_.components.size(); ++i) {
+      picked_[i] = scratch.take<float>(static_cast<std::size_t>(stage_.components[i].columns));
+      component_[i] = scratch.take<float>(static_cast<std::size_t>(stage_.columns));
+      const PlaneStage& p = stage_.planes[static_cast<std::size_t>(stage_.components[i].plane_stage)];
+      if (p.horizontal_first) ring_[i].take(scratch, p.vertical->max_count, stage_.columns);
+    }
+  }
+
+  // Pointers to the component rows of output row `y`. Rows are asked for in order.
+  void row(int y, const float* out[3]) {
+    const std::size_t i = static_cast<std::size_t>(y);
+    for (std::size_t p = 0; p < stage_.planes.size(); ++p) {
+      if (!stage_.planes[p].horizontal_first) sum_samples(stage_.planes[p], i, samples_[p]);
+    }
+    for (std::size_t c = 0; c < stage_.components.size(); ++c) {
+      const ComponentStage& stage = stage_.components[c];
+      const PlaneStage& plane = stage_.planes[static_cast<std::size_t>(stage.plane_stage)];
+      out[c] = plane.horizontal_first ? sum_rows(plane, c, i) : filter_samples(stage, c);
+    }
+  }
+
+ private:
   static std::size_t row_count(const ConvertStage& s) {
     return static_cast<std::size_t>(std::max(s.vertical[0].max_count, s.vertical[1].max_count) + kMaxAhead);
   }
-};
 
-// Row `y` of the convert stage's output: pointers to its component rows, raw values.
-void convert_row(const FramesPlan& plan, const Source& src, ConvertRows& rows, int y, const float* out[3]) {
-  const ConvertStage& s = plan.convert;
-  const FormatDesc& f = plan.spec.format;
-  const FramesKernels& k = *plan.kernels;
-  const int size = sample_size(f);
-  const std::size_t i = static_cast<std::size_t>(y);
-  for (std::size_t p = 0; p < s.planes.size(); ++p) {
-    const PlaneStage& stage = s.planes[p];
+  const std::uint8_t* row_of(const PlaneStage& stage, int y) const {
+    return src_.planes[stage.plane] + y * src_.pitches[stage.plane] +
+           static_cast<std::ptrdiff_t>(stage.sample_begin) * sample_size(plan_.spec.format);
+  }
+
+  // Output row i of a plane's vertical filter, over the samples read.
+  void sum_samples(const PlaneStage& stage, std::size_t i, float* dst) {
     const VerticalFilter& v = *stage.vertical;
-    const std::uint8_t* row = src.planes[stage.plane] + v.start[i] * src.pitches[stage.plane] +
-                              static_cast<std::ptrdiff_t>(stage.sample_begin) * size;
-    for (int t = 0; t < v.count[i] + v.ahead[i]; ++t) rows.row_pointers[t] = row + t * src.pitches[stage.plane];
+    const int count = v.count[i], ahead = v.ahead[i];
     const float* weight = v.weight.data() + v.offset[i];
-    if (size == 1) {
-      k.vertical_u8(reinterpret_cast<const std::uint8_t* const*>(rows.row_pointers), weight, v.count[i],
-                    v.ahead[i], rows.plane[p], stage.sample_count);
+    const std::uint8_t* row = row_of(stage, v.start[i]);
+    for (int t = 0; t < count + ahead; ++t) row_pointers_[t] = row + t * src_.pitches[stage.plane];
+    if (sample_size(plan_.spec.format) == 1) {
+      plan_.kernels->vertical_u8(reinterpret_cast<const std::uint8_t* const*>(row_pointers_), weight, count, ahead, dst,
+                                 stage.sample_count);
     } else {
-      k.vertical_u16(reinterpret_cast<const std::uint16_t* const*>(rows.row_pointers), weight, v.count[i],
-                     v.ahead[i], f.shift, rows.plane[p], stage.sample_count);
+      plan_.kernels->vertical_u16(reinterpret_cast<const std::uint16_t* const*>(row_pointers_), weight, count, ahead,
+                                  plan_.spec.format.shift, dst, stage.sample_count);
     }
   }
-  for (std::size_t c = 0; c < s.components.size(); ++c) {
-    const ComponentStage& stage = s.components[c];
-    const float* samples = rows.plane[stage.plane_stage] + stage.offset;
+
+  // One component of a plane's summed samples, at the output's width.
+  const float* filter_samples(const ComponentStage& stage, std::size_t c) {
+    const float* samples = samples_[stage.plane_stage] + stage.offset;
+    const bool identity = stage.horizontal->kind == HorizontalKind::kIdentity;
     if (stage.step > 1) {
-      float* to = stage.horizontal->kind == HorizontalKind::kIdentity ? rows.component[c] : rows.picked;
-      k.pick(samples, stage.step, to, stage.columns);
+      float* to = identity ? component_[c] : picked_[c];
+      plan_.kernels->pick(samples, stage.step, to, stage.columns);
       samples = to;
     }
-    if (stage.horizontal->kind != HorizontalKind::kIdentity) {
-      k.horizontal(samples, *stage.horizontal, rows.component[c]);
-      samples = rows.component[c];
-    }
-    out[c] = samples;
+    if (identity) return samples;
+    plan_.kernels->horizontal(samples, *stage.horizontal, component_[c]);
+    return component_[c];
   }
-}
+
+  // Output row i of component c whose rows are filtered horizontally as they come.
+  const float* sum_rows(const PlaneStage& plane, std::size_t c, std::size_t i) {
+    const VerticalFilter& v = *plane.vertical;
+    const int start = v.start[i], count = v.count[i];
+    const int last = v.start.back() + v.count.back() - 1;
+    int& next = filtered_[c];
+    for (next = std::max(next, start); next < start + count; ++next) {
+      const std::uint8_t *row = row_of(plane, next), *after = row_of(plane, std::min(next + 1, last));
+      plan_.kernels->horizontal_bytes(row, after, *stage_.components[c].horizontal, ring_[c].row(next));
+    }
+    const float* weight = v.weight.data() + v.offset[i];
+    if (count == 1 && *weight == 1) return ring_[c].row(start);
+    for (int t = 0; t < count; ++t) row_pointers_[t] = ring_[c].row(start + t);
+    plan_.kernels->vertical_f32(reinterpret_cast<const float* const*>(row_pointers_), weight, count, component_[c],
+                                stage_.columns);
+    return component_[c];
+  }
+
+  const FramesPlan& plan_;
+  const ConvertStage& stage_;
+  const Source& src_;
+  const void** row_pointers_ = nullptr;
+  float* samples_[3] = {};    // per plane: a row of samples, summed vertically
+  float* picked_[3] = {};     // per component: picked out of an interleaved plane
+  float* component_[3] = {};  // per component: at the output's width
+  RowRing<float> ring_[3];    // per component, horizontal_first
+  int filtered_[3] = {0, 0, 0};  // ... first row that the ring does not hold yet
+};
 
 // Where rows of one frame go, whatever the layout: rows that the kernels can write straight into the output are
 // written there, others through scratch.
@@ -151,8 +216,7 @@ class Sink {
   // Three rows of out_w elements to fill, then commit(y).
   void rows(int y, void* dst[3]) {
     for (int c = 0; c < 3; ++c) {
-      dst[c] = direct() ? at(frame_ * out_.frame_stride + c * out_.channel_stride + y * out_.row_stride)
-                        : scratch_[c];
+      dst[c] = direct() ? at(frame_ * out_.frame_stride + c * out_.channel_stride + y * out_.row_stride) : scratch_[c];
     }
   }
 
@@ -162,10 +226,11 @@ class Sink {
     void* dst = at(frame_ * out_.frame_stride + y * out_.row_stride);
     const int n = plan_.spec.out_w;
     if (size_ == 1) {
-      plan_.kernels->interleave_u8(reinterpret_cast<std::uint8_t* const*>(scratch_), static_cast<std::uint8_t*>(dst), n);
+      plan_.kernels->interleave_u8(reinterpret_cast<std::uint8_t* const*>(scratch_), static_cast<std::uint8_t*>(dst),
+                                   n);
     } else if (size_ == 2) {
-      plan_.kernels->interleave_u16(reinterpret_cast<std::uint16_t* const*>(scratch_),
-                                    static_cast<std::uint16_t*>(dst), n);
+      plan_.kernels->interleave_u16(reinterpret_cast<std::uint16_t* const*>(scratch_), static_cast<std::uint16_t*>(dst),
+                                    n);
     } else {
       plan_.kernels->interleave_f32(reinterpret_cast<float* const*>(scratch_), static_cast<float*>(dst), n);
     }
@@ -185,8 +250,8 @@ class Sink {
       const std::int64_t row = t * grid_h * grid_w + ((py / m * (grid_w / m) + px / m) * m + py % m) * m + px % m;
       for (std::int64_t c = 0; c < 3; ++c) {
         const std::int64_t column = ((c * tp + frame_ % tp) * p + y % p) * p;
-        std::memcpy(at(row * columns + column), static_cast<const char*>(scratch_[c]) + px * static_cast<std::int64_t>(segment),
-                    segment);
+        std::memcpy(at(row * columns + column),
+                    static_cast<const char*>(scratch_[c]) + px * static_cast<std::int64_t>(segment), segment);
       }
     }
   }
@@ -200,13 +265,13 @@ class Sink {
 
 void convert_fused(const FramesPlan& plan, const Source& src, Sink& sink) {
   Scratch& scratch = thread_scratch();
-  scratch.begin(ConvertRows::bytes(plan.convert) + sink.bytes());
-  ConvertRows rows;
-  rows.take(scratch, plan.convert);
+  scratch.begin(Converter::bytes(plan) + sink.bytes());
+  Converter converter(plan, src);
+  converter.take(scratch);
   sink.take(scratch);
   for (int y = 0; y < plan.spec.out_h; ++y) {
     const float* in[3];
-    convert_row(plan, src, rows, y, in);
+    converter.row(y, in);
     void* dst[3];
     sink.rows(y, dst);
     const Affine& a = plan.convert.affine;
@@ -238,10 +303,12 @@ void finish_bytes(const FramesPlan& plan, const std::uint8_t* const* bytes, void
         if (dst[c] != bytes[c]) std::memcpy(dst[c], bytes[c], static_cast<std::size_t>(s.out_w));
         break;
       case DType::kF16:
-        plan.kernels->normalize_f16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]), s.out_w);
+        plan.kernels->normalize_f16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]),
+                                    s.out_w);
         break;
       case DType::kBF16:
-        plan.kernels->normalize_bf16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]), s.out_w);
+        plan.kernels->normalize_bf16(bytes[c], s.sub[c], div, s.scale_only, static_cast<std::uint16_t*>(dst[c]),
+                                     s.out_w);
         break;
       case DType::kF32:
         plan.kernels->normalize_f32(bytes[c], s.sub[c], div, s.scale_only, static_cast<float*>(dst[c]), s.out_w);
@@ -249,27 +316,6 @@ void finish_bytes(const FramesPlan& plan, const std::uint8_t* const* bytes, void
     }
   }
 }
-
-// Rows of the horizontally resampled picture, kept while a later output row still needs them.
-template <typename T>
-class RowRing {
- public:
-  static std::size_t bytes(int depth, int columns) {
-    return Scratch::bytes_for<T>(static_cast<std::size_t>(depth) * 3 * padded(columns));
-  }
-  void take(Scratch& scratch, int depth, int columns) {
-    depth_ = depth;
-    columns_ = padded(columns);
-    data_ = scratch.take<T>(static_cast<std::size_t>(depth) * 3 * columns_);
-  }
-  T* row(int y, int c) { return data_ + (static_cast<std::size_t>(y % depth_) * 3 + static_cast<std::size_t>(c)) * columns_; }
-
- private:
-  static std::size_t padded(int columns) { return static_cast<std::size_t>(columns) + kRowPadding; }
-  T* data_ = nullptr;
-  int depth_ = 1;
-  std::size_t columns_ = 0;
-};
 
 void area_row(const FramesPlan& plan, const std::uint8_t* bytes, std::uint32_t* dst) {
   const BytesStage& s = plan.bytes_stage;
@@ -287,23 +333,26 @@ void convert_bytes(const FramesPlan& plan, const Source& src, Sink& sink) {
   const std::size_t in_columns = static_cast<std::size_t>(cs.columns), columns = static_cast<std::size_t>(s.out_w);
   const int depth = std::max(bs.vertical.max_count, 1);
   Scratch& scratch = thread_scratch();
-  std::size_t bytes = ConvertRows::bytes(cs) + sink.bytes() + 3 * Scratch::bytes_for<std::uint8_t>(in_columns) +
+  std::size_t bytes = Converter::bytes(plan) + sink.bytes() + 3 * Scratch::bytes_for<std::uint8_t>(in_columns) +
                       3 * Scratch::bytes_for<std::uint8_t>(columns) +
                       Scratch::bytes_for<const std::uint8_t*>(static_cast<std::size_t>(depth));
   if (plan.resample) {
-    bytes += bs.area ? RowRing<std::uint32_t>::bytes(depth, s.out_w) : RowRing<std::uint8_t>::bytes(depth, s.out_w);
+    bytes +=
+        3 * (bs.area ? RowRing<std::uint32_t>::bytes(depth, s.out_w) : RowRing<std::uint8_t>::bytes(depth, s.out_w));
   }
   scratch.begin(bytes);
-  ConvertRows rows;
-  rows.take(scratch, cs);
+  Converter converter(plan, src);
+  converter.take(scratch);
   sink.take(scratch);
   std::uint8_t *full[3], *small[3];
   for (auto& p : full) p = scratch.take<std::uint8_t>(in_columns);
   for (auto& p : small) p = scratch.take<std::uint8_t>(columns);
   auto** pointers = scratch.take<const std::uint8_t*>(static_cast<std::size_t>(depth));
-  RowRing<std::uint8_t> ring;
-  RowRing<std::uint32_t> sums;
-  if (plan.resample) bs.area ? sums.take(scratch, depth, s.out_w) : ring.take(scratch, depth, s.out_w);
+  RowRing<std::uint8_t> ring[3];
+  RowRing<std::uint32_t> sums[3];
+  for (int c = 0; c < 3 && plan.resample; ++c) {
+    bs.area ? sums[c].take(scratch, depth, s.out_w) : ring[c].take(scratch, depth, s.out_w);
+  }
 
   int produced = 0;
   for (int y = 0; y < s.out_h; ++y) {
@@ -311,7 +360,7 @@ void convert_bytes(const FramesPlan& plan, const Source& src, Sink& sink) {
     void* dst[3];
     sink.rows(y, dst);
     if (!plan.resample) {
-      convert_row(plan, src, rows, y, in);
+      converter.row(y, in);
       std::uint8_t* target[3];
       for (int c = 0; c < 3; ++c) target[c] = s.dtype == DType::kU8 ? static_cast<std::uint8_t*>(dst[c]) : full[c];
       plan.kernels->affine_u8(in, cs.affine, target, s.out_w);
@@ -322,22 +371,22 @@ void convert_bytes(const FramesPlan& plan, const Source& src, Sink& sink) {
     const std::size_t i = static_cast<std::size_t>(y);
     const int start = bs.vertical.start[i], count = bs.vertical.count[i];
     for (produced = std::max(produced, start); produced < start + count; ++produced) {
-      convert_row(plan, src, rows, produced, in);
+      converter.row(produced, in);
       plan.kernels->affine_u8(in, cs.affine, full, cs.columns);
       for (int c = 0; c < 3; ++c) {
-        bs.area ? area_row(plan, full[c], sums.row(produced, c))
-                : plan.kernels->bytes_horizontal(full[c], bs.horizontal, ring.row(produced, c));
+        bs.area ? area_row(plan, full[c], sums[c].row(produced))
+                : plan.kernels->bytes_horizontal(full[c], bs.horizontal, ring[c].row(produced));
       }
     }
     for (int c = 0; c < 3; ++c) {
       if (bs.area) {
         for (std::size_t x = 0; x < columns; ++x) {
           double sum = 0;
-          for (int k = 0; k < count; ++k) sum += sums.row(start + k, c)[x];
+          for (int k = 0; k < count; ++k) sum += sums[c].row(start + k)[x];
           small[c][x] = static_cast<std::uint8_t>(std::lrint(sum / count / bs.area_count[x]));
         }
       } else {
-        for (int k = 0; k < count; ++k) pointers[k] = ring.row(start + k, c);
+        for (int k = 0; k < count; ++k) pointers[k] = ring[c].row(start + k);
         plan.kernels->bytes_vertical(pointers, bs.vertical_weight.data() + bs.vertical.offset[i], count,
                                      bs.vertical_precision, small[c], s.out_w);
       }

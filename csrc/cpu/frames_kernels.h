@@ -20,6 +20,7 @@ enum class HorizontalKind {
   kIdentity,   // output i is input i
   kPermute,    // `lanes` outputs read at most `lanes` (registers=1) or 2*lanes (registers=2) neighbouring inputs
   kUpsample2,  // twice as many outputs as inputs: the even and the odd ones have one pair of weights each
+  kBytes,      // as kPermute, straight from a row of bytes: 4 outputs read from a window of 16 bytes
   kDot,        // `taps` contiguous inputs per output, padded to a multiple of 4 with zero weights
 };
 
@@ -29,9 +30,11 @@ struct HorizontalFilter {
   int taps = 0;
   int lanes = 0;
   int registers = 0;  // kPermute
-  std::vector<int> start;         // kPermute: per group of lanes; kDot: per output, padded to a multiple of 16
+  // kPermute: per group of lanes; kBytes: per 4 outputs; kDot: per output, padded to a multiple of 16
+  std::vector<int> start;
   std::vector<std::int32_t> index;  // kPermute: [group][tap][lane]
-  std::vector<float> weight;      // kPermute: [group][tap][lane]; kDot: see dot_layout in frames_plan.cpp
+  std::vector<std::int8_t> bytes;   // kBytes: [group][tap][4 * lane], byte of the window, -1, -1, -1 per lane
+  std::vector<float> weight;      // kPermute, kBytes: [group][tap][lane]; kDot: see dot_layout in frames_plan.cpp
   // kUpsample2: output begin + 2 * j + phase is pair[phase][0] * in[at] + pair[phase][1] * in[at + 1] with
   // at = pair_start[phase] + j, for j in [0, pairs). The few outputs before and after, next to the ends of the
   // row, are sums of `edge_weight` over inputs from `edge_start`.
@@ -59,12 +62,19 @@ struct BytesFilter {
 
 struct FramesKernels {
   Isa isa;
-  int lanes;
+  int lanes;       // of kPermute filters; 1: none
+  int byte_lanes;  // of kBytes filters; 0: none
   // dst[x] = sum_k weight[k] * (rows[k][x] >> shift). rows[taps ... taps + ahead) are those that the next call
   // will read for the first time: fetched into the cache on the way.
   void (*vertical_u8)(const std::uint8_t* const* rows, const float* weight, int taps, int ahead, float* dst, int n);
   void (*vertical_u16)(const std::uint16_t* const* rows, const float* weight, int taps, int ahead, int shift,
                        float* dst, int n);
+  // src, dst: padded scratch
+  void (*vertical_f32)(const float* const* rows, const float* weight, int taps, float* dst, int n);
+  // kBytes only; null where the instruction set has no byte shuffle. `next`, a row like src, is fetched into the
+  // cache on the way.
+  void (*horizontal_bytes)(const std::uint8_t* src, const std::uint8_t* next, const HorizontalFilter& filter,
+                           float* dst);
   void (*horizontal)(const float* src, const HorizontalFilter& filter, float* dst);
   // dst[x] = src[x * step]
   void (*pick)(const float* src, int step, float* dst, int n);

@@ -64,14 +64,42 @@ static inline void vertical(const T* const* rows, const float* weight, int taps,
   if (x < n) vertical_block<1>(rows, weight, taps, shift, dst, n - V::N);
 }
 
-static void vertical_u8(const std::uint8_t* const* rows, const float* weight, int taps, int ahead, float* dst,
-                        int n) {
+static void vertical_u8(const std::uint8_t* const* rows, const float* weight, int taps, int ahead, float* dst, int n) {
   vertical(rows, weight, taps, ahead, 0, dst, n);
 }
 
 static void vertical_u16(const std::uint16_t* const* rows, const float* weight, int taps, int ahead, int shift,
                          float* dst, int n) {
   vertical(rows, weight, taps, ahead, shift, dst, n);
+}
+
+template <int kTaps>
+static inline void sum_rows(const float* const* rows, const float* weight, int taps, float* dst, int n) {
+  if (kTaps) taps = kTaps;
+  for (int x = 0; x < n; x += 2 * V::N) {  // rows are padded: whole blocks only
+    const typename V::F first = V::set(weight[0]);
+    typename V::F a = V::mul(V::load(rows[0] + x), first), b = V::mul(V::load(rows[0] + x + V::N), first);
+    for (int k = 1; k < taps; ++k) {
+      const typename V::F w = V::set(weight[k]);
+      a = V::fma(V::load(rows[k] + x), w, a);
+      b = V::fma(V::load(rows[k] + x + V::N), w, b);
+    }
+    V::store(dst + x, a);
+    V::store(dst + x + V::N, b);
+  }
+}
+
+static void vertical_f32(const float* const* rows, const float* weight, int taps, float* dst, int n) {
+  switch (taps) {
+    case 2:
+      return sum_rows<2>(rows, weight, taps, dst, n);
+    case 3:
+      return sum_rows<3>(rows, weight, taps, dst, n);
+    case 4:
+      return sum_rows<4>(rows, weight, taps, dst, n);
+    default:
+      return sum_rows<0>(rows, weight, taps, dst, n);
+  }
 }
 
 static inline void upsample2(const float* src, const HorizontalFilter& f, float* dst) {
@@ -117,6 +145,8 @@ static inline void permute_loop(const float* src, const HorizontalFilter& f, flo
 
 static void horizontal(const float* src, const HorizontalFilter& f, float* dst) {
   switch (f.kind) {
+    case HorizontalKind::kBytes:
+      return;  // has a kernel of its own, from bytes
     case HorizontalKind::kIdentity:
       std::memcpy(dst, src, sizeof(float) * static_cast<std::size_t>(f.size));
       return;
@@ -292,8 +322,7 @@ static void normalize_f32(const std::uint8_t* src, float sub, float div, bool sc
 static void normalize_f16(const std::uint8_t* src, float sub, float div, bool scale_only, std::uint16_t* dst, int n) {
   normalize<StoreF16>(src, sub, div, scale_only, dst, n);
 }
-static void normalize_bf16(const std::uint8_t* src, float sub, float div, bool scale_only, std::uint16_t* dst,
-                           int n) {
+static void normalize_bf16(const std::uint8_t* src, float sub, float div, bool scale_only, std::uint16_t* dst, int n) {
   normalize<StoreBF16>(src, sub, div, scale_only, dst, n);
 }
 
@@ -337,6 +366,8 @@ static void interleave_u16(const std::uint16_t* const* src, std::uint16_t* dst, 
 static void interleave_f32(const float* const* src, float* dst, int n) { interleave(src, dst, n); }
 
 const FramesKernels kFramesKernels = {
-    kIsa,          V::kPermuteLanes, vertical_u8,    vertical_u16,     horizontal,     pick,
-    affine_f32,    affine_f16,       affine_bf16,    affine_u8,        normalize_f32,  normalize_f16,
-    normalize_bf16, bytes_horizontal, bytes_vertical, interleave_u8,   interleave_u16, interleave_f32};
+    kIsa,           V::kPermuteLanes,    V::kByteLanes,  vertical_u8,   vertical_u16,
+    vertical_f32,   V::horizontal_bytes, horizontal,     pick,          affine_f32,
+    affine_f16,     affine_bf16,         affine_u8,      normalize_f32, normalize_f16,
+    normalize_bf16, bytes_horizontal,    bytes_vertical, interleave_u8, interleave_u16,
+    interleave_f32};

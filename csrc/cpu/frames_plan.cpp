@@ -227,6 +227,67 @@ HorizontalFilter horizontal_filter(const AxisTaps& taps, int x0, int lanes) {
   return f;
 }
 
+// kBytes, where every 4 outputs read from 16 bytes.
+bool bytes_layout(HorizontalFilter& f, const AxisTaps& taps, int x0, int lanes) {
+  constexpr int kWindow = 16;
+  const int size = static_cast<int>(taps.start.size()), size_in = taps.last() - x0;
+  if (lanes == 0 || size_in < kWindow) return false;
+  HorizontalFilter b;
+  b.kind = HorizontalKind::kBytes;
+  b.size = size;
+  b.lanes = lanes;
+  for (const auto& w : taps.weight) b.taps = std::max(b.taps, static_cast<int>(w.size()));
+  const int groups = (size + lanes - 1) / lanes;
+  b.bytes.assign(static_cast<std::size_t>(groups) * b.taps * lanes * 4, -1);
+  b.weight.assign(static_cast<std::size_t>(groups) * b.taps * lanes, 0.0f);
+  for (int four = 0; four < groups * lanes; four += 4) {
+    int low = size_in, high = 0;
+    for (int i = four; i < std::min(four + 4, size); ++i) {
+      low = std::min(low, taps.start[i] - x0);
+      high = std::max(high, taps.start[i] - x0 + static_cast<int>(taps.weight[i].size()));
+    }
+    low = std::min(low, size_in - kWindow);  // no byte past the row's end is read
+    if (high - low > kWindow) return false;
+    b.start.push_back(low);
+    for (int i = four; i < std::min(four + 4, size); ++i) {
+      for (int k = 0; k < static_cast<int>(taps.weight[i].size()); ++k) {
+        const std::size_t at = (static_cast<std::size_t>(i / lanes) * b.taps + k) * lanes + i % lanes;
+        b.bytes[4 * at] = static_cast<std::int8_t>(taps.start[i] - x0 + k - low);
+        b.weight[at] = static_cast<float>(taps.weight[i][k]);
+      }
+    }
+  }
+  f = std::move(b);
+  return true;
+}
+
+// Operations of one row through a horizontal filter per vector of outputs; a model, good to a third on AVX2.
+double horizontal_cost(const HorizontalFilter& f) {
+  switch (f.kind) {
+    case HorizontalKind::kIdentity:
+      return 0;
+    case HorizontalKind::kUpsample2:
+      return 4;
+    case HorizontalKind::kPermute:
+      return f.taps * (2 * f.registers + 1);
+    case HorizontalKind::kBytes:
+      return 3 * f.taps + 3;
+    default:
+      return 2.75 * f.taps + 9;
+  }
+}
+
+// Which pass goes first. Samples summed first: 3 operations a tap over the columns read, then the horizontal
+// filter once per output row. Bytes filtered first: once per row read, then 1 operation a tap over the columns
+// written.
+bool bytes_first(const VerticalFilter& v, const HorizontalFilter& bytes, const HorizontalFilter& other, int columns) {
+  double taps = 0;
+  for (int count : v.count) taps += count;
+  const double rows_out = static_cast<double>(v.start.size()), rows_in = v.start.back() + v.count.back() - v.start[0];
+  const double ratio = static_cast<double>(columns) / bytes.size;
+  return rows_in * horizontal_cost(bytes) + 1.5 * taps < 3 * taps * ratio + rows_out * horizontal_cost(other);
+}
+
 int fixed_point_precision(double max_weight) {
   // as torch and Pillow: the most bits for which the largest weight still fits 16 bits
   int precision = 0;
@@ -323,7 +384,8 @@ Affine affine(const FramesSpec& spec, bool bytes) {
   return a;
 }
 
-ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps columns, int lanes, bool bytes) {
+ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps columns, const FramesKernels& kernels,
+                           bool bytes) {
   const FormatDesc& f = spec.format;
   ConvertStage s;
   s.rows = static_cast<int>(rows.start.size());
@@ -343,7 +405,14 @@ ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps colum
     trim(axis[k][1]);
     s.vertical[k] = vertical_filter(axis[k][0]);
     x0[k] = axis[k][1].first();
-    s.horizontal[k] = horizontal_filter(axis[k][1], x0[k], lanes);
+    s.horizontal[k] = horizontal_filter(axis[k][1], x0[k], kernels.lanes);
+    HorizontalFilter from_bytes;
+    const bool planar_bytes = f.bits == 8 && f.component[yuv && k ? 1 : 0].step == 1;
+    if (planar_bytes && s.horizontal[k].kind != HorizontalKind::kIdentity &&
+        bytes_layout(from_bytes, axis[k][1], x0[k], kernels.byte_lanes) &&
+        bytes_first(s.vertical[k], from_bytes, s.horizontal[k], axis[k][1].last() - x0[k])) {
+      s.horizontal[k] = std::move(from_bytes);
+    }
   }
   const int count = f.family == ColorFamily::kGray ? 1 : 3;
   for (int c = 0; c < count; ++c) {
@@ -356,7 +425,7 @@ ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps colum
     // Components of one plane share its pass; a row of samples begins at the first one's first column.
     if (stage < 0) {
       stage = static_cast<int>(s.planes.size());
-      s.planes.push_back({d.plane, x0[k] * d.step, 0, nullptr});
+      s.planes.push_back({d.plane, x0[k] * d.step, 0, nullptr, s.horizontal[k].kind == HorizontalKind::kBytes});
     }
     PlaneStage& p = s.planes[static_cast<std::size_t>(stage)];
     p.sample_count = std::max(p.sample_count, (columns_needed - 1) * d.step + d.offset + 1);
@@ -450,7 +519,7 @@ FramesPlan::FramesPlan(const FramesSpec& s, Isa isa) : spec(s), kernels(&frames_
     rows = resize_taps(s.height, s.height, y0, y1 - y0, Interpolation::kNearest, false);
     columns = resize_taps(s.width, s.width, x0, x1 - x0, Interpolation::kNearest, false);
   }
-  convert = convert_stage(s, rows, columns, kernels->lanes, bytes);
+  convert = convert_stage(s, rows, columns, *kernels, bytes);
   // convert_stage returned by value: its stages point into the old object's filters
   for (std::size_t c = 0; c < convert.components.size(); ++c) {
     const int k = s.format.family == ColorFamily::kYuv && c > 0 ? 1 : 0;

@@ -47,6 +47,8 @@ struct PlaneStage {
   int plane = 0;
   int sample_begin = 0, sample_count = 0;  // of a row, in samples; the part that the columns need
   const VerticalFilter* vertical = nullptr;
+  // Rows are filtered horizontally from bytes as they come, a few kept, and summed; else samples are summed first.
+  bool horizontal_first = false;
 };
 
 struct ComponentStage {

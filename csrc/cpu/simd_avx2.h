@@ -2,6 +2,7 @@
 struct V {
   static constexpr int N = 8;
   static constexpr int kPermuteLanes = 8;
+  static constexpr int kByteLanes = 8;
   using F = __m256;
   static inline F set(float x) { return _mm256_set1_ps(x); }
   static inline F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -89,6 +90,46 @@ struct V {
         return dot_loop<3>(src, f, dst);
       default:
         return dot_loop<0>(src, f, dst);
+    }
+  }
+  // A byte shuffle picks the inputs of 8 outputs and widens them at once; each half has a window of its own.
+  template <int kTaps>
+  static inline void bytes_loop(const std::uint8_t* src, const std::uint8_t* next, const HorizontalFilter& f,
+                                float* dst) {
+    const int taps = kTaps ? kTaps : f.taps;
+    const std::int8_t* bytes = f.bytes.data();
+    const float* weight = f.weight.data();
+    for (int i = 0, g = 0; i < f.size; i += 8, g += 2) {
+      MMCORE_PREFETCH(next + f.start[g]);
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + f.start[g]));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + f.start[g + 1]));
+      const __m256i window = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+      auto input = [&](int k) {
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * k));
+        return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(window, at));
+      };
+      F sum = mul(input(0), load(weight));
+      for (int k = 1; k < taps; ++k) sum = fma(input(k), load(weight + 8 * k), sum);
+      store(dst + i, sum);
+      bytes += 32 * taps;
+      weight += 8 * taps;
+    }
+  }
+  static void horizontal_bytes(const std::uint8_t* src, const std::uint8_t* next, const HorizontalFilter& f,
+                               float* dst) {
+    switch (f.taps) {
+      case 2:
+        return bytes_loop<2>(src, next, f, dst);
+      case 3:
+        return bytes_loop<3>(src, next, f, dst);
+      case 4:
+        return bytes_loop<4>(src, next, f, dst);
+      case 5:
+        return bytes_loop<5>(src, next, f, dst);
+      case 6:
+        return bytes_loop<6>(src, next, f, dst);
+      default:
+        return bytes_loop<0>(src, next, f, dst);
     }
   }
   static inline __m128i bytes_dot(const std::uint8_t* x, const std::int16_t* w, int taps) {

@@ -6,6 +6,7 @@ namespace eight {
 struct V {
   static constexpr int N = 16;
   static constexpr int kPermuteLanes = 16;
+  static constexpr int kByteLanes = 8;
   using F = __m512;
   static inline F set(float x) { return _mm512_set1_ps(x); }
   static inline F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -54,6 +55,10 @@ struct V {
   }
   // Outputs 8 at a time: the adds across lanes, not the products, are what a dot product waits for.
   static void dot(const float* src, const HorizontalFilter& f, float* dst) { eight::V::dot(src, f, dst); }
+  static void horizontal_bytes(const std::uint8_t* src, const std::uint8_t* next, const HorizontalFilter& f,
+                               float* dst) {
+    eight::V::horizontal_bytes(src, next, f, dst);
+  }
   static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
     eight::V::bytes_horizontal(src, f, dst);
   }

@@ -2,6 +2,7 @@
 struct V {
   static constexpr int N = 4;
   static constexpr int kPermuteLanes = 4;
+  static constexpr int kByteLanes = 4;
   using F = float32x4_t;
   static inline F set(float x) { return vdupq_n_f32(x); }
   static inline F load(const float* p) { return vld1q_f32(p); }
@@ -55,6 +56,22 @@ struct V {
       F s[4];
       for (int j = 0; j < 4; ++j) s[j] = dot_one(src + f.start[i + j], w + j * f.taps, f.taps);
       store(dst + i, vpaddq_f32(vpaddq_f32(s[0], s[1]), vpaddq_f32(s[2], s[3])));
+    }
+  }
+  // A table look-up picks the inputs of 4 outputs and widens them at once.
+  static void horizontal_bytes(const std::uint8_t* src, const std::uint8_t* next, const HorizontalFilter& f,
+                               float* dst) {
+    const std::int8_t* bytes = f.bytes.data();
+    const float* weight = f.weight.data();
+    for (int i = 0, g = 0; i < f.size; i += 4, ++g) {
+      MMCORE_PREFETCH(next + f.start[g]);
+      const uint8x16_t window = vld1q_u8(src + f.start[g]);
+      F sum = vdupq_n_f32(0);
+      for (int k = 0; k < f.taps; ++k, bytes += 16, weight += 4) {
+        const uint8x16_t at = vreinterpretq_u8_s8(vld1q_s8(bytes));
+        sum = fma(vcvtq_f32_u32(vreinterpretq_u32_u8(vqtbl1q_u8(window, at))), load(weight), sum);
+      }
+      store(dst + i, sum);
     }
   }
   static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {

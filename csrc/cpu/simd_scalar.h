@@ -2,6 +2,9 @@
 struct V {
   static constexpr int N = 4;
   static constexpr int kPermuteLanes = 1;  // no permutes: horizontal filters are dot products
+  static constexpr int kByteLanes = 0;
+  static constexpr void (*horizontal_bytes)(const std::uint8_t*, const std::uint8_t*, const HorizontalFilter&,
+                                            float*) = nullptr;
   struct F {
     float v[4];
   };

@@ -70,7 +70,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def active_backend() -> str:
-    """Name of the backend for tensors on the CPU: forced by :func:`backend`, else by MMCORE_BACKEND, else "cpu"."""
+    """Backend of tensors on the CPU: what :func:`backend` forces, else MMCORE_BACKEND, else "cpu"."""
     forced = _forced.get()
     if forced is not None:
         return forced

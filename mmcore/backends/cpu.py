@@ -12,8 +12,8 @@ from mmcore import _core
 
 if TYPE_CHECKING:
     from mmcore.ops.frame_transform import FrameTransform, Patches
-    from mmcore.ops.frames import ColorSpec
     from mmcore.ops.pixel_formats import PixelFormat
+    from mmcore.ops.planes import ColorSpec
 
 __all__ = ["Output", "frames_plan", "output_desc"]
 
@@ -32,7 +32,7 @@ Output = tuple[int, int, int, int, int, int, int, int]
 def frames_plan(
     fmt: PixelFormat, height: int, width: int, color: ColorSpec, transform: FrameTransform
 ) -> _core.FramesPlan:
-    """Filters and coefficients for one kind of source frame; kept, since building one costs as much as a frame."""
+    """Filters and coefficients for one kind of source frame; kept: one costs as much as a frame."""
     g = transform.geometry(height, width)
     mul, add = transform.affine
     scale = 1 / 255 if transform.scale is None else transform.scale

@@ -22,6 +22,13 @@ class Suite(StrEnum):
     decode = "decode"
 
 
+class Clock(StrEnum):
+    """What is measured."""
+
+    wall = "wall"
+    cpu = "cpu"
+
+
 def bench(
     suite: Annotated[
         Suite, typer.Argument(help="frames: the kernel alone; decode: files to tensors, with peers.")
@@ -29,8 +36,15 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer sizes and rounds: a look, not a measurement.")
+        bool, typer.Option("--quick", help="Fewer cases and rounds: a look, not a measurement.")
     ] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Interleaved rounds.")] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure this clip, repeatable; decode only.", show_default=False),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for every competitor; decode only.")] = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: for a machine that other programs share.")] = Clock.wall,
 ) -> None:
     """Measure mmcore beside its peers (needs the source tree)."""
     package = _load()
@@ -40,7 +54,16 @@ def bench(
             " (expected bench/__init__.py in the working directory)",
             2,
         )
-    package.run(str(suite), plot=plot, json=json, quick=quick)
+    package.run(
+        suite.value,
+        plot=plot,
+        json=json,
+        quick=quick,
+        rounds=rounds,
+        files=file or (),
+        threads=threads,
+        clock=clock.value,
+    )
 
 
 def _load() -> Any:

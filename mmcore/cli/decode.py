@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +19,13 @@ from mmcore.cli.selection import read, select, spread
 if TYPE_CHECKING:
     import torch
 
-    from mmcore import FrameTransform, VideoDecoder
 
 __all__ = ["decode"]
 
 SHEET_FRAMES = 24
 
 
-class Interpolation(StrEnum):
+class Interpolation(Enum):
     """Ways to resize."""
 
     bilinear = "bilinear"
@@ -35,7 +34,7 @@ class Interpolation(StrEnum):
     nearest = "nearest"
 
 
-class DType(StrEnum):
+class DType(Enum):
     """Types of the result."""
 
     uint8 = "uint8"
@@ -44,14 +43,14 @@ class DType(StrEnum):
     float32 = "float32"
 
 
-class Accuracy(StrEnum):
+class Accuracy(Enum):
     """Where the conversion rounds."""
 
     fused = "fused"
     rgb8 = "rgb8"
 
 
-class Chroma(StrEnum):
+class Chroma(Enum):
     """Where subsampled chroma lies."""
 
     sited = "sited"
@@ -61,7 +60,7 @@ class Chroma(StrEnum):
     topleft = "topleft"
 
 
-class Matrix(StrEnum):
+class Matrix(Enum):
     """YUV to RGB matrices."""
 
     bt601 = "601"
@@ -166,16 +165,16 @@ def decode(
     transform = mmcore.FrameTransform(
         resize=_size(resize, "--resize"),
         crop=_size(crop, "--crop"),
-        interpolation=str(interpolation),
+        interpolation=interpolation.value,
         antialias=antialias,
         mean=_color(mean, "--mean"),
         std=_color(std, "--std"),
         scale=scale,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype.value),
         layout=_layout(layout),
-        accuracy=str(accuracy),
-        chroma=str(chroma),
-        matrix=None if matrix is None else str(matrix),
+        accuracy=accuracy.value,
+        chroma=chroma.value,
+        matrix=None if matrix is None else matrix.value,
         full_range=full_range,
     )
     if output is not None and output.suffix.lower() == ".npz" and transform.dtype == torch.bfloat16:
@@ -211,7 +210,7 @@ def decode(
             save(output, tensors, metadata)
             shape = "x".join(map(str, frames.shape))
             size = format_bytes(frames.numel() * frames.element_size())
-            console().print(f"{output}: frames {shape} {dtype}, {size}", markup=False)
+            console().print(f"{output}: frames {shape} {dtype.value}, {size}", markup=False)
         if preview is not None:
             meta = decoder.metadata
             geometry = transform.geometry(meta.height, meta.width)
@@ -249,8 +248,9 @@ def _write_pt(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
 def _write_npz(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
     import numpy as np
 
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
     with open(path, "wb") as file:  # by name, savez would append ".npz"
-        np.savez(file, metadata=json.dumps(metadata), **{name: t.numpy() for name, t in tensors.items()})
+        np.savez(file, metadata=json.dumps(metadata), **arrays)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcore.cli.info import collect
 from mmcore.cli.pictures import DIM, FOREGROUND, Canvas, to_pictures
 from mmcore.cli.render import console, format_bytes, table
 from mmcore.cli.selection import spread
@@ -46,11 +48,17 @@ def demo(
     _step(out, 1, "Render a clip with pictures, sound and words")
     with _working(out, "rendering"):
         clip, seconds = _timed(lambda: write_sample(path))
-    out.print(
-        f"   {path}: {clip.num_frames} frames of {clip.width}x{clip.height} at {clip.fps} fps, "
-        f"H.264, AAC stereo, {len(clip.events)} subtitles, {format_bytes(path.stat().st_size)}, "
-        f"in {seconds:.1f} s.",
-        markup=False,
+    _say(
+        out, f"{path}: {clip.duration_seconds:g} s, {format_bytes(path.stat().st_size)}, in {seconds:.1f} s."
+    )
+    facts = collect(path)
+    (v,), (a,), (s,) = facts["video"], facts["audio"], facts["subtitles"]
+    _say(
+        out,
+        f"It holds {v['num_frames']} frames of {v['width']}x{v['height']} at {v['average_fps']:g} fps "
+        f"({v['codec']}, {v['pixel_format']}, {v['color']['matrix']}, {v['color']['range']} range, "
+        f"{v['num_keyframes']} key frames), {a['layout']} sound ({a['codec']}, {a['sample_rate']} Hz) and "
+        f"{len(clip.events)} subtitles ({s['codec']}).",
     )
 
     _step(out, 2, "Decode every frame to a model's input tensor")
@@ -59,10 +67,10 @@ def demo(
         ways = _measure(path, transform)
     raw, ours, usual = (ways[name] for name in ("raw", "mmcore", "usual"))
     frames: torch.Tensor = ours.result
-    out.print(
-        f"   Short side to {SHORT_SIDE}, centre crop {CROP}, normalise: {frames.dtype} "
-        f"{tuple(frames.shape)}, mean {frames.mean():.3f}, deviation {frames.std():.3f}.",
-        markup=False,
+    _say(
+        out,
+        f"Short side to {SHORT_SIDE}, centre crop {CROP}, normalise: {frames.dtype} {tuple(frames.shape)}, "
+        f"mean {frames.mean():.3f}, deviation {frames.std():.3f}.",
     )
     t = table("", "ms per frame", "times raw decode")
     for name, way in (
@@ -73,9 +81,12 @@ def demo(
         t.add_row(name, f"{way.milliseconds:.3f}", f"{way.ratio:.2f}")
     out.print(t)
     levels = (frames - usual.result).abs().mean().item() * 255 * statistics.fmean(STD)
-    out.print(
-        f"   Medians of {ROUNDS} interleaved rounds, each opening the file anew; threads: "
-        f"{mmcore.get_num_threads()}. The two tensors differ by {levels:.2f} levels (of 255) on average."
+    threads = mmcore.get_num_threads()
+    _say(
+        out,
+        f"Medians of {ROUNDS} interleaved rounds, each opening the file anew, {threads} thread"
+        f"{'s' if threads > 1 else ''}. The two tensors differ by {levels:.2f} of 255 levels on average: "
+        "FFmpeg repeats chroma samples and rounds to bytes, mmcore interpolates and does not.",
     )
 
     _step(out, 3, f"Read {SPARSE} frames spread over the clip")
@@ -83,30 +94,31 @@ def demo(
     with mmcore.VideoDecoder(path, transform=transform) as decoder:
         batch, seconds = _timed(lambda: decoder.get_frames_at(wanted))
     same = bool((batch.data == frames[wanted]).all())
-    out.print(
-        f"   Frames {', '.join(map(str, wanted))} in {seconds * 1000:.0f} ms; "
-        f"{'bit for bit those' if same else 'DIFFERENT from those'} of step 2."
+    _say(
+        out,
+        f"Frames {', '.join(map(str, wanted))} in {seconds * 1000:.0f} ms; "
+        f"{'bit for bit those' if same else 'DIFFERENT from those'} of step 2.",
     )
 
     _step(out, 4, "Check the clock: a flash, a click and a word begin together")
     sound, rate = _read_sound(path)
     with mmcore.VideoDecoder(path) as decoder:
-        for event in clip.events[:3]:
-            before, at = (decoder.get_frame_played_at(event.seconds + d) for d in (-0.01, 0.01))
+        for start, word in _read_words(path)[:3]:
+            before, at = (decoder.get_frame_played_at(start + d) for d in (-0.01, 0.01))
             jump = at.data.float().mean() - before.data.float().mean()
-            click = _onset(sound, rate, event.seconds)
-            out.print(
-                f"   {event.word!r} at {event.seconds:.3f} s: picture at {at.pts_seconds:.3f} s brighter by "
-                f"{jump:.0f} levels, click at {click:.3f} s.",
-                markup=False,
+            _say(
+                out,
+                f"{word!r} at {start:.3f} s: picture {jump:.0f} levels brighter from {at.pts_seconds:.3f} s, "
+                f"click at {_onset(sound, rate, start):.3f} s.",
             )
 
     _step(out, 5, "Draw it")
     picture = output / "demo.png"
     with _working(out, "drawing"):
         _draw(picture, clip, transform, ways, sound, rate)
-    out.print(f"   {picture}: the clip, what the model receives, and the common clock.", markup=False)
-    out.print(f"\nNext: [bold]mmcore info {path}[/bold]  or  [bold]mmcore decode --help[/bold]")
+    _say(out, f"{picture}: the clip, what the model receives, the common clock and the times.")
+    out.print()
+    _say(out, f"Next: mmcore info {path}, or mmcore decode --help.")
 
 
 class Way:
@@ -183,6 +195,12 @@ def _step(out: Console, number: int, text: str) -> None:
     out.print(f"\n[bold cyan]{number}[/]  [bold]{text}[/]")
 
 
+def _say(out: Console, text: str) -> None:
+    indent = "   "
+    lines = textwrap.wrap(text, min(out.width, 100), initial_indent=indent, subsequent_indent=indent)
+    out.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
 def _working(out: Console, text: str) -> Any:
     return out.status(f"{text} ...")
 
@@ -195,6 +213,20 @@ def _read_sound(path: Path) -> tuple[np.ndarray[Any, Any], int]:
         rate: int = container.streams.audio[0].rate
         parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
     return np.concatenate(parts, axis=1).mean(axis=0), rate
+
+
+def _read_words(path: Path) -> list[tuple[float, str]]:
+    """Start and text of the subtitles."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.subtitles[0]
+        # mov_text: two bytes of length, then UTF-8; empty texts fill the pauses
+        return [
+            (float(p.pts * p.time_base), bytes(p)[2:].decode())
+            for p in container.demux(stream)
+            if p.size > 2 and p.pts is not None and p.time_base is not None
+        ]
 
 
 def _onset(sound: np.ndarray[Any, Any], rate: int, near: float) -> float:
@@ -221,42 +253,35 @@ def _draw(
     import mmcore
 
     frames = ways["mmcore"].result
-    margin, gap, columns = 30, 12, 6
-    tile_w = 236
-    tile_h = round(tile_w * clip.height / clip.width)
-    width = 2 * margin + columns * tile_w + (columns - 1) * gap
+    margin, gap, columns = 36, 16, 6
+    tile_h = round(CROP * clip.height / clip.width)
+    width = 2 * margin + columns * CROP + (columns - 1) * gap
     first = clip.events[0].frame
     chosen = [first - 8, first - 2, first, first + 2, first + 10, first + 21]
-    shrink = mmcore.FrameTransform(resize=(tile_h, tile_w), dtype=torch.uint8, layout="NHWC")
+    shrink = mmcore.FrameTransform(resize=(tile_h, CROP), dtype=torch.uint8, layout="NHWC")
     with mmcore.VideoDecoder(clip.path, transform=shrink) as decoder:
         small = decoder.get_frames_at(chosen).data
     seen = to_pictures(frames[chosen], transform, len(chosen), CROP, CROP)
 
-    top_clip, top_seen = 110, 110 + tile_h + 70
-    top_plot = top_seen + CROP + 60
-    canvas = Canvas(top_plot + 330, width)
-    canvas.text(margin, 46, "mmcore: a video file becomes a model's input", size=17, weight="bold")
-    canvas.text(
-        margin,
-        70,
-        f"{clip.width}x{clip.height} H.264 to {tuple(frames.shape)} {frames.dtype}",
-        size=10,
-        color=DIM,
+    top_clip = 132
+    top_seen = top_clip + tile_h + 74
+    top_plot = top_seen + CROP + 80
+    canvas = Canvas(top_plot + 290, width)
+    canvas.text(margin, 48, "mmcore: a video file becomes a model's input", size=17, weight="bold")
+    shape = "x".join(map(str, frames.shape))
+    canvas.text(margin, 74, f"{clip.width}x{clip.height} H.264 to {shape} {frames.dtype}", size=10, color=DIM)
+    canvas.text(margin, top_clip - 14, "Decoded frames", size=11)
+    heading = (
+        f"What the model receives: short side {SHORT_SIDE}, centre {CROP}x{CROP}, normalised (mapped back)"
     )
-    canvas.text(margin, top_clip - 12, "Decoded frames", size=11)
-    canvas.text(
-        margin,
-        top_seen - 12,
-        f"What the model receives: resized, cropped to {CROP}x{CROP}, normalised",
-        size=11,
-    )
+    canvas.text(margin, top_seen - 14, heading, size=11)
     for i, frame in enumerate(chosen):
-        left = margin + i * (tile_w + gap)
+        left = margin + i * (CROP + gap)
         canvas.picture(top_clip, left, small[i])
-        canvas.text(left, top_clip + tile_h + 16, f"{frame / clip.fps:.3f} s   #{frame}", size=8, color=DIM)
-        canvas.picture(top_seen, left + (tile_w - CROP) // 2, seen[i])
+        canvas.text(left, top_clip + tile_h + 18, f"{frame / clip.fps:.3f} s   #{frame}", size=8, color=DIM)
+        canvas.picture(top_seen, left, seen[i])
 
-    plot = canvas.axes(margin + 40, top_plot + 14, 960, 230)
+    plot = canvas.axes(margin, top_plot + 14, 860, 210)
     times = np.arange(clip.num_frames) / clip.fps
     light = (
         to_pictures(frames, transform, clip.num_frames, CROP, CROP).float().mean(dim=(1, 2, 3)).numpy() / 255
@@ -271,17 +296,24 @@ def _draw(
         plot.axvline(event.seconds, color=FOREGROUND, lw=0.6, ls=":", alpha=0.6)
         plot.text(event.seconds + 0.03, 0.93, event.word, color=FOREGROUND, size=9)
     plot.set(xlim=(0, clip.duration_seconds), ylim=(0, 1.05), yticks=[], xlabel="seconds")
-    canvas.text(margin + 40, top_plot, "One clock: brightness of the tensor", size=11, color="#ffc857")
-    canvas.text(margin + 320, top_plot, "sound", size=11, color="#4aa8ff")
-    canvas.text(margin + 380, top_plot, "words", size=11)
+    left = margin
+    for text, color, advance in (
+        ("One clock:", FOREGROUND, 96),
+        ("brightness of the tensor,", "#ffc857", 204),
+        ("loudness of the sound,", "#4aa8ff", 186),
+        ("words", FOREGROUND, 0),
+    ):
+        canvas.text(left, top_plot - 4, text, size=11, color=color)
+        left += advance
 
-    bars = canvas.axes(margin + 1190, top_plot + 14, width - margin - (margin + 1190), 230)
+    left = margin + 1040
+    bars = canvas.axes(left, top_plot + 14, width - margin - left, 210)
     names = {"raw": "decode only", "mmcore": "mmcore", "usual": "PyAV + torch"}
     values = [ways[name].milliseconds for name in names]
     bars.barh(list(names.values()), values, color=["#5c6370", "#ffc857", "#5c6370"], height=0.55)
     for i, name in enumerate(names):
         bars.text(values[i], i, f" {ways[name].ratio:.2f}x", va="center", color=FOREGROUND, size=9)
     bars.invert_yaxis()
-    bars.set(xlim=(0, max(values) * 1.25), xlabel="ms per frame")
-    canvas.text(margin + 1190, top_plot, "Time, and as a multiple of decoding only", size=11)
+    bars.set(xlim=(0, max(values) * 1.2), xlabel="ms per frame")
+    canvas.text(margin + 940, top_plot - 4, "Time per frame, as a multiple of decoding only", size=11)
     canvas.save(path)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmcore.cli.render import console, key_value_table, plain, table
+from mmcore.cli.render import console, key_value_table, table
 
 __all__ = ["env"]
 
@@ -24,12 +24,15 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of
         typer.echo(jsonlib.dumps(facts, indent=2))
         return
     out = console()
-    out.print(key_value_table("mmcore", {k: _text(v) for k, v in facts["mmcore"].items() if k != "backends"}))
+    info = facts["mmcore"]
+    shown = ("version", "compiler", "isa", "isa_available", "num_threads")
+    out.print(key_value_table("mmcore", {name: _text(info[name]) for name in shown}))
     backends = table("backend", "state", title="Backends")
-    for name, state in facts["mmcore"].get("backends", {}).items():
-        backends.add_row(name, _text(state))
-    if backends.row_count:
-        out.print(backends)
+    for name in info["backends"]:
+        backends.add_row(name, "available")
+    for name, reason in info["backends_missing"].items():
+        backends.add_row(name, f"missing: {reason}")
+    out.print(backends)
     out.print(key_value_table("Machine", facts["machine"]))
     packages = {k: v or "not installed" for k, v in facts["packages"].items()}
     out.print(key_value_table("Packages", packages | {f"FFmpeg {k}": v for k, v in facts["ffmpeg"].items()}))
@@ -50,9 +53,8 @@ def collect() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
-    libraries: dict[str, tuple[int, ...]] = av.library_versions
     return {
-        "mmcore": plain(mmcore.build_info()),
+        "mmcore": mmcore.build_info(),
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
@@ -65,7 +67,7 @@ def collect() -> dict[str, Any]:
             "executable": sys.executable,
         },
         "packages": packages,
-        "ffmpeg": {name: ".".join(map(str, v)) for name, v in libraries.items()},
+        "ffmpeg": {name: ".".join(map(str, v)) for name, v in av.library_versions.items()},
     }
 
 
@@ -80,9 +82,5 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+def _text(value: Any) -> str | None:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -15,7 +15,6 @@ from mmcore.cli.render import (
     format_rate,
     format_seconds,
     key_value_table,
-    plain,
     table,
 )
 from mmcore.errors import MMCoreError
@@ -163,6 +162,7 @@ def _timing(decoder: Any) -> dict[str, Any]:
         "longest_frame_seconds": index.seconds(max(steps)) if steps else None,
         "num_keyframes": len(index.sync_frame),
         "longest_gop_frames": max(groups),
+        "damage": index.damage,
     }
 
 
@@ -184,7 +184,7 @@ def show(facts: dict[str, Any]) -> None:
             "stream", "codec", "rate", "channels", "duration", "start", "bit rate", "language", title="Audio"
         )
         for a in facts["audio"]:
-            cells = (
+            cells: tuple[Any, ...] = (
                 a["stream_index"],
                 a["codec"],
                 f"{a['sample_rate']} Hz",
@@ -214,7 +214,7 @@ def _video_rows(v: dict[str, Any]) -> dict[str, Any]:
     size = f"{v['width']} x {v['height']}"
     if v["rotation"]:
         size += f" as shown, turned clockwise by {v['rotation']} degrees"
-    return {
+    rows = {
         "codec": codec,
         "size": size,
         "pixel aspect": v["pixel_aspect_ratio"] or "not tagged, square",
@@ -229,6 +229,7 @@ def _video_rows(v: dict[str, Any]) -> dict[str, Any]:
         "bit rate": format_rate(v["bit_rate"]),
         "language": v["language"] or "not tagged",
     }
+    return rows | ({"damaged": v["damage"]} if v["damage"] else {})
 
 
 def _family(pixel_format: str | None) -> str:

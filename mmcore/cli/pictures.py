@@ -37,7 +37,8 @@ class Sheet:
     @property
     def width(self) -> int:
         """Width of the whole picture."""
-        return 2 * self.margin + self.columns * self.tile_width + (self.columns - 1) * self.gap
+        tiles = self.columns * self.tile_width + (self.columns - 1) * self.gap
+        return max(2 * self.margin + tiles, 640)  # room for the header
 
     @property
     def height(self) -> int:
@@ -57,7 +58,7 @@ def sheet_for(count: int, height: int, width: int) -> Sheet:
     ratio = min(1.0, 320 / max(height, width))
     tile_h, tile_w = max(1, round(height * ratio)), max(1, round(width * ratio))
     columns = min(count, max(1, round(math.sqrt(count * 1.6 * (tile_h + 36) / (tile_w + 12)))))
-    columns = max(columns, min(count, math.ceil(480 / (tile_w + 12))))  # leave room for the title
+    columns = max(columns, min(count, 600 // (tile_w + 12)))  # as many as the least width holds
     return Sheet(math.ceil(count / columns), columns, tile_h, tile_w)
 
 
@@ -127,7 +128,8 @@ class Canvas:
         from matplotlib.figure import Figure
 
         self.height = height
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        # a hundredth of a pixel more, lest a size just below a whole number of pixels be truncated
+        self.figure = Figure(((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
         color = np.array([round(255 * c) for c in to_rgb(BACKGROUND)], dtype=np.uint8)
         self.pixels = np.broadcast_to(color, (height, width, 3)).copy()
 
@@ -136,9 +138,9 @@ class Canvas:
         height, width = pixels.shape[:2]
         self.pixels[top : top + height, left : left + width] = pixels.numpy()
 
-    def text(self, left: float, baseline: float, text: str, **style: Any) -> None:
+    def text(self, left: float, baseline: float, text: str, **options: Any) -> None:
         """Draw text; file names may hold any character, so nothing in it is markup."""
-        style = {"color": FOREGROUND, "family": "DejaVu Sans", "parse_math": False} | style
+        style: dict[str, Any] = {"color": FOREGROUND, "family": "DejaVu Sans", "parse_math": False} | options
         width = self.pixels.shape[1]
         self.figure.text(left / width, 1 - baseline / self.height, text, va="baseline", **style)
 
@@ -157,7 +159,7 @@ class Canvas:
         """Write the PNG."""
         import warnings
 
-        self.figure.figimage(self.pixels)
+        self.figure.figimage(self.pixels, zorder=-1)  # beneath axes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an exotic file name
             self.figure.savefig(path, format="png", dpi=DPI)

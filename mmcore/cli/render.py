@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -27,7 +24,6 @@ __all__ = [
     "format_seconds",
     "guarded",
     "key_value_table",
-    "plain",
     "progress_bar",
     "table",
 ]
@@ -101,23 +97,6 @@ def progress_bar() -> Progress:
         console=c,
         transient=True,
         disable=not c.is_terminal,
-    )
-
-
-def plain(value: Any) -> Any:
-    """Any value as JSON types: dataclasses become objects, tuples lists, what JSON lacks a string or null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, Fraction):
-        value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return (
-        value if isinstance(value, (str, int, float, bool, type(None))) else str(value).removeprefix("torch.")
     )
 
 

@@ -17,8 +17,8 @@ class Frame:
     Attributes
     ----------
     data : Tensor
-        (3, H, W) uint8 RGB without a transform; otherwise as the transform's layout and dtype say, without the
-        batch dimension.
+        (3, H, W) uint8 RGB without a transform; otherwise as the transform's layout and dtype say, without
+        the batch dimension.
     pts_seconds : float
         When the frame appears, in seconds.
     duration_seconds : float
@@ -41,7 +41,8 @@ class FrameBatch:
     pts_seconds, duration_seconds : Tensor
         (N,) float64, as in :class:`Frame`.
     valid : Tensor or None
-        (N,) bool: False where a frame was replaced because it could not be decoded. None if every frame decoded.
+        (N,) bool: False where a frame was replaced because it could not be decoded. None if every frame
+        decoded.
     """
 
     data: Tensor

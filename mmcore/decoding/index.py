@@ -1,8 +1,8 @@
-"""The table of a video stream's frames in presentation order, built by reading its packets without decoding them.
+"""The table of a video stream's frames in presentation order, built from its packets without decoding them.
 
-Packets say when their frame is shown, so one pass over the file gives every frame's time exactly: with variable
-frame rates, edit lists and missing headers. Where packets cannot be trusted (timestamps missing or made up by
-the demuxer, two packets per frame) the stream is decoded once instead.
+Packets say when their frame is shown, so one pass over the file gives every frame's time exactly: with
+variable frame rates, edit lists and missing headers. Where packets cannot be trusted (timestamps missing or
+made up by the demuxer, two packets per frame) the stream is decoded once instead.
 
 Memory: 44 bytes per packet.
 """
@@ -48,8 +48,8 @@ class FrameIndex:
     end : int
         When the last frame ends, in units of pts.
     sync_pts, sync_dts, sync_order, sync_frame : array of int64
-        Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its number in
-        the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
+        Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its
+        number in the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
     packet_pts, packet_order : array of int64
         The pts of the packets that have one, ascending, and their numbers in the file.
     counted : bool
@@ -102,8 +102,8 @@ class FrameIndex:
     def sync_for(self, frame: int) -> int:
         """Number of the last sync point that is shown no later than ``frame``.
 
-        By presentation time: leading pictures of an open group are decoded after its key frame but need the group
-        before, and are shown before the key frame.
+        By presentation time: leading pictures of an open group are decoded after its key frame but need the
+        group before, and are shown before the key frame.
         """
         return max(bisect_right(self.sync_frame, frame) - 1, 0)
 
@@ -138,7 +138,7 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
 
 
 def is_empty(packet: Packet[VideoStream]) -> bool:
-    """True for a data packet without data (AVI repeats a frame so), which a decoder would take for the end."""
+    """True for a data packet without data (so AVI repeats a frame), which a decoder takes for the end."""
     return not packet.size and packet.dts is not None
 
 
@@ -166,7 +166,10 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     import av
 
     container, stream = opened
-    damage = None
+    # Read now: the stream is gone once the source is opened anew.
+    number, rate, tb = stream.index, _rate(stream), stream.time_base or Fraction(1, 90000)
+    timed = not _TIMED.isdisjoint(container.format.name.split(","))
+    damage, incomplete = None, False
     vp8 = stream.codec_context.name == "vp8"
     pts: list[int | None] = []
     dts: list[int | None] = []
@@ -181,31 +184,34 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
             time = packet.pts
             if packet.is_keyframe:
                 keys.append(len(pts))
-            # A discarded packet lies outside the edit list; a VP8 packet may hold a frame that is only referred to.
+            # A discarded packet lies outside the edit list; a VP8 packet may hold a frame that is only
+            # referred to.
             if packet.is_discard or (vp8 and not memoryview(packet)[0] & 0x10):
                 hidden.add(len(pts))
             duration[time] = packet.duration or 0
             pts.append(time)
             dts.append(packet.dts)
+            incomplete = packet.is_corrupt
     except av.FFmpegError as error:
         damage = error.strerror
     samples = len(stream.index_entries) if "mp4" in container.format.name.split(",") else 0
     if damage is None and len(pts) < samples:
         damage = f"{samples - len(pts)} of {samples} samples lie beyond its end"
+    if damage is not None and incomplete:
+        hidden.add(len(pts) - 1)  # cut off in the middle, and nothing after it needs it
     if not pts:
         reason = f" ({damage})" if damage else ""
-        raise DecodeError(f"{name}: stream {stream.index} holds no video frames{reason}")
+        raise DecodeError(f"{name}: stream {number} holds no video frames{reason}")
 
-    shown = _shown_by_packets(opened, reopen, pts, keys, hidden)
+    shown = _shown_by_packets(opened, reopen, pts, keys, hidden, timed)
     decoded = None
     if shown is None:
         decoded = [(frame.pts, frame.duration or 0) for frame in decode_all(*reopen())]
         if not decoded:
-            raise DecodeError(f"{name}: stream {stream.index}: none of its packets decodes to a frame")
+            raise DecodeError(f"{name}: stream {number}: none of its packets decodes to a frame")
         shown = [t for t, _ in decoded if t is not None]
         duration = dict(decoded)
-    rate, tb = _rate(stream), stream.time_base or Fraction(1, 90000)
-    if decoded and (len(set(shown)) != len(decoded) or not _is_timed(container)):
+    if decoded and (len(set(shown)) != len(decoded) or not timed):
         # times missing or derived from the packets before: only the order of the frames can be relied on
         shown = sorted(set(shown))
         if len(shown) != len(decoded):
@@ -221,16 +227,13 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     return index
 
 
-def _is_timed(container: InputContainer) -> bool:
-    return not _TIMED.isdisjoint(container.format.name.split(","))
-
-
 def _shown_by_packets(
     opened: Opened,
     reopen: Callable[[], Opened],
     pts: list[int | None],
     keys: list[int],
     hidden: set[int],
+    timed: bool,
 ) -> list[int] | None:
     """The pts of the frames that appear; None if the packets do not tell."""
     container, stream = opened
@@ -239,7 +242,7 @@ def _shown_by_packets(
         return None
     # Without reordering, the times that AVI's demuxer counts from the start are right as well.
     avi = container.format.name == "avi" and not stream.codec_context.has_b_frames
-    if not _is_timed(container) and not avi:
+    if not timed and not avi:
         return None
     shown = sorted(t for i, t in enumerate(known) if i not in hidden)
     fields = stream.codec_context.field_order in _FIELD_CODED
@@ -308,8 +311,8 @@ def approximate_index(container: InputContainer, stream: VideoStream, name: str)
             seconds = None if container.duration is None else Fraction(container.duration, 1_000_000)
         if seconds is None:
             raise DecodeError(
-                f"{name}: stream {stream.index}: the header gives neither the number of frames nor the duration;"
-                ' use seek_mode="exact"'
+                f"{name}: stream {stream.index}: the header gives neither the number of frames nor the"
+                ' duration; use seek_mode="exact"'
             )
         count = max(1, round(seconds * rate))
     step = 1 / (rate * tb)

@@ -44,8 +44,8 @@ class VideoStreamMetadata:
     width, height : int
         In pixels, as displayed: after ``rotation``.
     rotation : int
-        Degrees clockwise by which decoded frames are turned for display: 0, 90, 180 or 270. Already applied to
-        every frame the decoder gives.
+        Degrees clockwise by which decoded frames are turned for display: 0, 90, 180 or 270. Already applied
+        to every frame the decoder gives.
     pixel_format : str
         FFmpeg's name, such as "yuv420p10le".
     color_space, color_primaries, color_transfer_characteristic, color_range : str or None

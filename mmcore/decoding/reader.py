@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mmcore.errors import DecodeError, UnsupportedError
+
 from .index import FrameIndex, Opened, approximate_index, build_index, is_empty
 from .source import Source
 
@@ -30,6 +33,15 @@ _STEPS_BACK = (0, 1, 3)
 _THREADED_PIXELS = 640 * 360
 # Without an index, this many frames are decoded on before a seek is tried.
 _BLIND_GAP = 32
+
+_open_readers: weakref.WeakSet[FrameReader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Stop codecs' threads in order: freed while they run, by the interpreter's end, they have crashed."""
+    for reader in list(_open_readers):
+        reader.close()
 
 
 class FrameReader:
@@ -66,7 +78,9 @@ class FrameReader:
             self.index: FrameIndex = build_index(opened, self._open, source.name)
         else:
             self.index = approximate_index(*opened, source.name)
-        self._lost: dict[int, str] = {}
+        self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
+        # packet numbers [first, end) that lack a reference, and why
+        self._broken: list[tuple[int, int, str]] = []
 
     def _forget(self) -> None:
         self.container: InputContainer | None = None
@@ -99,6 +113,7 @@ class FrameReader:
         codec.thread_count = threads
         codec.thread_type = "FRAME" if threads > 1 else "NONE"
         self.container, self.stream = container, stream
+        _open_readers.add(self)
         return container, stream
 
     def _choose_stream(self, container: InputContainer) -> VideoStream:
@@ -116,7 +131,8 @@ class FrameReader:
             stream = streams[number]
             if stream.type != "video":
                 raise ValueError(
-                    f"stream_index: stream {number} of {self.source.name} is no video stream; its streams: {held}"
+                    f"stream_index: stream {number} of {self.source.name} is no video stream;"
+                    f" its streams: {held}"
                 )
         if stream.codec_context is None:
             raise UnsupportedError(
@@ -127,7 +143,8 @@ class FrameReader:
     def close(self) -> None:
         """Release the file and the decoder; a later read opens them again."""
         if self._pid != os.getpid():
-            # Freeing a codec waits for its threads, which a fork leaves behind: leak what the parent still owns.
+            # Freeing a codec waits for its threads, which a fork leaves behind: leak what the parent still
+            # owns.
             for held in (self.container, self.stream, self._frames):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
         elif self.container is not None and self.stream is not None:
@@ -137,6 +154,10 @@ class FrameReader:
             self.stream.codec_context.flush_buffers()
             self.container.close()
         self._forget()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -193,14 +214,13 @@ class FrameReader:
     def _find(self, target: int) -> VideoFrame:
         index = self.index
         want = index.pts[target]
-        if self._lost and target in self._lost:
-            raise self._lost_frame(target)
+        if self._lost:
+            self._check_known_loss(target)
         sync = None
         if self._frames is None or target != self._next:
             sync = index.sync_for(target)
-            if self._frames is None or not 0 <= target - self._next or (
-                index.sync_frame[sync] - self._next > _SEEK_COST
-            ):
+            ahead = index.sync_frame[sync] - self._next
+            if self._frames is None or target < self._next or ahead > _SEEK_COST:
                 self._start(sync)
         frame = self._decode_to(want)
         if frame is None:
@@ -212,10 +232,21 @@ class FrameReader:
                 if frame is not None:
                     break
             else:
-                self._lost[target] = self._error or "no frame comes out of the decoder for its time"
+                reason = self._error or "no frame comes out of the decoder for its time"
+                self._broken += [(first, whole, reason) for first, whole in self._damage]
+                self._lost[target] = reason
                 raise self._lost_frame(target)
         self._next = target + 1
         return frame
+
+    def _check_known_loss(self, target: int) -> None:
+        """Raise for a frame that is known to be lost, without trying it again from earlier key frames."""
+        number = self.index.packet_number(self.index.pts[target])
+        for first, whole, reason in self._broken:
+            if number is not None and first <= number < whole:
+                self._lost[target] = reason
+        if target in self._lost:
+            raise self._lost_frame(target)
 
     def _decode_to(self, want: int) -> VideoFrame | None:
         """Decode on to the frame with pts ``want``; None if it does not come, or comes damaged."""
@@ -232,7 +263,7 @@ class FrameReader:
         return None
 
     def _is_damaged(self, pts: int) -> bool:
-        """Whether the frame may refer to a packet that did not decode: it follows one with no key frame between."""
+        """Whether the frame follows a packet that did not decode, with no key frame in between."""
         number = self.index.packet_number(pts)
         return number is None or any(first <= number < whole for first, whole in self._damage)
 
@@ -253,8 +284,8 @@ class FrameReader:
 
         index, order = self.index, self.index.sync_order[sync]
         if self.container is not None and self.stream is not None:
-            # MP4 and MPEG-TS seek by dts, Matroska by pts. A seek that lands after the key frame is repeated with
-            # an earlier time; one that lands before costs only the reading of packets.
+            # MP4 and MPEG-TS seek by dts, Matroska by pts. A seek that lands after the key frame is repeated
+            # with an earlier time; one that lands before costs only the reading of packets.
             times = [index.sync_pts[sync]] if "matroska" in self.container.format.name else []
             times += [index.sync_dts[max(sync - back, 0)] for back in _STEPS_BACK]
             for time in dict.fromkeys(times):
@@ -275,7 +306,7 @@ class FrameReader:
         for packet in packets:
             number = self.index.packet_number(packet.pts)
             if number == order:
-                return chain((packet,), packets)
+                return chain((packet,), packets)  # type: ignore[arg-type]
             if number is not None and number > order:
                 break
         return None
@@ -363,7 +394,9 @@ class FrameReader:
         first = True
         for frame in self._frames:
             if frame.pts is None:
-                raise UnsupportedError(f'{self.source.name}: its frames carry no times; use seek_mode="exact"')
+                raise UnsupportedError(
+                    f'{self.source.name}: its frames carry no times; use seek_mode="exact"'
+                )
             if frame.pts >= want:
                 return frame, first
             first = False

@@ -1,4 +1,4 @@
-"""Where the bytes of a media file come from, and how it is opened: local files only, unless asked otherwise."""
+"""Where the bytes of a media file come from, and how they are opened: local files only, unless told so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Source"]
 # Demuxers that open further files or connections named by the content of the first one.
 _INDIRECT = frozenset({"applehttp", "concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sap", "sdp"})
 _INDIRECT |= {"vapoursynth", "avisynth", "webm_dash_manifest"}
-_PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
+_PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 # Python objects are read through a callback that takes the GIL: few large reads cost less.
 _OBJECT_BUFFER = 1 << 18
@@ -35,13 +35,13 @@ def _direct_formats() -> str:
 
 
 class Source:
-    """A media source that can be opened again and again, in this process or, but for file objects, in another.
+    """A media source that can be opened repeatedly, in this process or, but for file objects, in another.
 
     Parameters
     ----------
     source : str, os.PathLike, bytes, bytearray, memoryview, Tensor or file-like object
-        A path, the file's content (a Tensor must be 1-D uint8), or a binary file object with ``read``, ``seek``
-        and ``tell``.
+        A path, the file's content (a Tensor must be 1-D uint8), or a binary file object with ``read``,
+        ``seek`` and ``tell``.
     network : bool
         Allow URLs, FFmpeg's other protocols, and playlists that name further files.
 
@@ -80,8 +80,8 @@ class Source:
             self._object = source
         else:
             raise TypeError(
-                "source: expected a path, bytes, a 1-D uint8 Tensor, or a binary file object with read, seek and"
-                f" tell, got {type(source).__name__}"
+                "source: expected a path, bytes, a 1-D uint8 Tensor, or a binary file object with read, seek"
+                f" and tell, got {type(source).__name__}"
             )
 
     def _set_content(self, content: bytes) -> None:
@@ -104,7 +104,8 @@ class Source:
         elif _URL.match(path) and not re.match(r"[A-Za-z]:[\\/]", path):
             if not self.network:
                 raise ValueError(
-                    f"source: {path!r} is no local file; pass network=True to let FFmpeg open URLs and playlists"
+                    f"source: {path!r} is no local file; pass network=True to let FFmpeg open URLs and"
+                    " playlists"
                 )
         else:
             raise DecodeError(f"{path}: no such file")
@@ -126,20 +127,23 @@ class Source:
             options = {"protocol_whitelist": "file", "format_whitelist": _direct_formats()}
         # Metadata is often not the UTF-8 it should be; that is no reason to refuse a file.
         settings: dict[str, Any] = {"container_options": options, "metadata_errors": "replace"}
+        container: InputContainer
         try:
             if self._path is not None:
                 is_url = self.network and not os.path.exists(self._path)
-                return av.open(self._path if is_url else "file:" + self._path, **settings)
-            if isinstance(self._object, bytes):
-                return av.open(io.BytesIO(self._object), buffer_size=_OBJECT_BUFFER, **settings)
-            self._object.seek(0)
-            return av.open(_Unclosed(self._object), buffer_size=_OBJECT_BUFFER, **settings)
+                container = av.open(self._path if is_url else "file:" + self._path, **settings)
+            elif isinstance(self._object, bytes):
+                container = av.open(io.BytesIO(self._object), buffer_size=_OBJECT_BUFFER, **settings)
+            else:
+                self._object.seek(0)
+                container = av.open(_Unclosed(self._object), buffer_size=_OBJECT_BUFFER, **settings)
         except av.FFmpegError as error:
-            if isinstance(error, av.error.ArgumentError) and self._head().startswith(_PLAYLIST_HEADS):
+            if not self.network and self._head().startswith(_PLAYLIST_HEADS):
                 raise UnsupportedError(
-                    f"{self.name}: is a playlist, which names further files; pass network=True to follow it"
+                    f"{self.name}: is a playlist, which names further files: pass network=True to follow it"
                 ) from error
             raise DecodeError(f"{self.name}: cannot be opened as a media file: {error.strerror}") from error
+        return container
 
     def _head(self) -> bytes:
         """The first bytes, for a better error message; empty if they cannot be had."""
@@ -156,7 +160,9 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         if self._object is not None and not isinstance(self._object, (bytes, io.BytesIO)):
-            raise TypeError(f"{self.name}: a decoder of a file object cannot be pickled; pass the path or the bytes")
+            raise TypeError(
+                f"{self.name}: a decoder of a file object cannot be pickled; give it the path or the bytes"
+            )
         return self.__dict__.copy()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmcore.errors import DecodeError, UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform, Patches
+
 from .frame import Frame, FrameBatch
 from .index import FrameIndex
 from .metadata import VideoStreamMetadata, clockwise_rotation, read_metadata
@@ -24,7 +25,8 @@ from .source import Source
 __all__ = ["VideoDecoder"]
 
 _UINT8 = FrameTransform(dtype=torch.uint8)
-# The frames of a grid of times must not depend on the rounding of start + i/fps: a thousandth of a frame's length.
+# The frames of a grid of times must not depend on the rounding of start + i/fps: a thousandth of a frame's
+# length.
 _GRID_TOLERANCE = 1e-3
 
 
@@ -34,25 +36,26 @@ class VideoDecoder:
     Parameters
     ----------
     source : str, os.PathLike, bytes, bytearray, memoryview, Tensor or file-like object
-        A path, a file's content (a Tensor must be 1-D uint8), or a binary file object with ``read``, ``seek`` and
-        ``tell``.
+        A path, a file's content (a Tensor must be 1-D uint8), or a binary file object with ``read``, ``seek``
+        and ``tell``.
     stream_index : int, optional
         Number of the stream in the file; by default the video stream that FFmpeg thinks best.
     num_threads : int, optional
-        Threads for the codec, by default ``mmcore.get_num_threads()``. Small frames are decoded by one in any case.
+        Threads for the codec, by default ``mmcore.get_num_threads()``. Small frames are decoded by one in any
+        case.
     device : str or torch.device
         Only "cpu".
     seek_mode : {"exact", "approximate"}
         "exact" reads the file's packets once, without decoding them, and then knows every frame's time. With
-        "approximate" nothing is read beforehand: the number of frames and their times are computed from the header,
-        which is right for an unedited file with a constant frame rate.
+        "approximate" nothing is read beforehand: the number of frames and their times are computed from the
+        header, which is right for an unedited file with a constant frame rate.
     transform : FrameTransform, optional
         What to make of each frame; by default uint8 RGB of full size, NCHW.
     on_error : {"raise"}
         A frame that cannot be decoded whole raises :class:`mmcore.DecodeError`; the others stay readable.
     network : bool
-        Allow URLs, FFmpeg's other protocols, and playlists, which name further files. Off by default, so that a
-        name or a file from elsewhere cannot make this process open others.
+        Allow URLs, FFmpeg's other protocols, and playlists, which name further files. Off by default, so that
+        a name or a file from elsewhere cannot make this process open others.
 
     Attributes
     ----------
@@ -67,9 +70,10 @@ class VideoDecoder:
 
     Notes
     -----
-    Frames are numbered in presentation order, as a full decode gives them; a frame is shown from its time until the
-    next frame's. Rotation noted in the file is applied. A decoder may be used by several threads, which take turns;
-    it may be carried across a fork or pickled (unless it reads a file object), and opens its source anew there.
+    Frames are numbered in presentation order, as a full decode gives them; a frame is shown from its time
+    until the next frame's. Rotation noted in the file is applied. A decoder may be used by several threads,
+    which take turns; it may be carried across a fork or pickled (unless it reads a file object), and opens
+    its source anew there.
 
     Examples
     --------
@@ -95,14 +99,15 @@ class VideoDecoder:
     ) -> None:
         if torch.device(device).type != "cpu":
             raise UnsupportedError(
-                f"device: decoding to {str(device)!r} is not available; decode on the CPU and move the result: "
-                f"decoder[i].to({str(device)!r})"
+                f"device: decoding to {str(device)!r} is not available; decode on the CPU and move the"
+                f" result: decoder[i].to({str(device)!r})"
             )
         if seek_mode not in ("exact", "approximate"):
             raise ValueError(f"seek_mode: expected 'exact' or 'approximate', got {seek_mode!r}")
         if on_error in ("skip", "nearest"):
             raise UnsupportedError(
-                f"on_error: {on_error!r} is not available; use 'raise' and catch mmcore.DecodeError for single frames"
+                f"on_error: {on_error!r} is not available; use 'raise' and catch mmcore.DecodeError of single"
+                " frames"
             )
         if on_error != "raise":
             raise ValueError(f"on_error: expected 'raise', got {on_error!r}")
@@ -249,7 +254,9 @@ class VideoDecoder:
         """
         return self._frame(self._index.frame_played_at(self._time("seconds", seconds)), out)
 
-    def get_frames_played_at(self, seconds: Iterable[float] | Tensor, *, out: Tensor | None = None) -> FrameBatch:
+    def get_frames_played_at(
+        self, seconds: Iterable[float] | Tensor, *, out: Tensor | None = None
+    ) -> FrameBatch:
         """The frames shown at some times, in any order.
 
         Parameters
@@ -267,7 +274,12 @@ class VideoDecoder:
         return self._batch([self._index.frame_played_at(s) for s in times], out)
 
     def get_frames_played_in_range(
-        self, start_seconds: float, stop_seconds: float, *, fps: float | None = None, out: Tensor | None = None
+        self,
+        start_seconds: float,
+        stop_seconds: float,
+        *,
+        fps: float | None = None,
+        out: Tensor | None = None,
     ) -> FrameBatch:
         """The frames shown in the time from ``start_seconds`` to before ``stop_seconds``.
 
@@ -276,16 +288,16 @@ class VideoDecoder:
         start_seconds, stop_seconds : float
             In seconds; the first frame is the one already shown at ``start_seconds``.
         fps : float, optional
-            Give the frame shown at each of the times ``start_seconds + i / fps`` before ``stop_seconds`` instead,
-            repeating or leaving out frames; the batch's times are then these.
+            Give the frame shown at each of the times ``start_seconds + i / fps`` before ``stop_seconds``
+            instead, repeating or leaving out frames; the batch's times are then these.
         out : Tensor, optional
             Where to write: contiguous, of the batch's shape and dtype.
 
         Raises
         ------
         ValueError
-            Unless ``begin_stream_seconds <= start_seconds <= stop_seconds <= end_stream_seconds``, or if fps is
-            not positive.
+            Unless ``begin_stream_seconds <= start_seconds <= stop_seconds <= end_stream_seconds``, or if fps
+            is not positive.
         TypeError, DecodeError
         """
         index = self._index
@@ -293,8 +305,8 @@ class VideoDecoder:
         start, stop = _seconds("start_seconds", start_seconds), _seconds("stop_seconds", stop_seconds)
         if not begin <= start <= stop <= end:
             raise ValueError(
-                f"start_seconds, stop_seconds: [{start}, {stop}) is no range of {self._name}, whose frames are shown"
-                f" from {begin} to {end} s"
+                f"start_seconds, stop_seconds: [{start}, {stop}) is no range of {self._name}, whose frames"
+                f" are shown from {begin} to {end} s"
             )
         if fps is None:
             first = index.frame_played_at(start)
@@ -315,7 +327,7 @@ class VideoDecoder:
     # --- life
 
     def close(self) -> None:
-        """Release the file and the codec. Reading from a closed decoder raises ValueError; closing twice is fine."""
+        """Release the file and the codec; reading then raises ValueError, closing again does nothing."""
         with self._lock:
             self._closed = True
             self._reader.close()
@@ -325,11 +337,6 @@ class VideoDecoder:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_reader", None) is not None:
-            with contextlib.suppress(Exception):
-                self._reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -386,7 +393,7 @@ class VideoDecoder:
         self, targets: Sequence[int], slots: dict[int, list[int]] | None, count: int, out: Tensor | None
     ) -> Tensor:
         """Decode ascending ``targets`` into the batch slots that ``slots`` gives, or one after the other."""
-        from mmcore.ops.frames import FrameBatchBuilder
+        from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 
         if not count:
             return self._empty(out)
@@ -424,12 +431,12 @@ class VideoDecoder:
     def _number(self, name: str, value: Any) -> int:
         number, count = _integer(name, value), len(self)
         if not -count <= number < count:
-            raise IndexError(f"{name}: there is no frame {number}: {self._count_text()}")
+            raise IndexError(f"{name}: there is no frame {number} in the {self._count_text()}")
         return number + count if number < 0 else number
 
     def _count_text(self) -> str:
         text = f"{len(self)} frames of {self._name}, stream {self._reader.stream_index}"
-        return text if self._index.damage is None else f"{text}; {self._broken_off()}"
+        return text if self._index.damage is None else f"{text} ({self._broken_off()})"
 
     def _broken_off(self) -> str:
         index = self._index
@@ -441,9 +448,12 @@ class VideoDecoder:
 
     def _time(self, name: str, value: Any) -> float:
         index = self._index
-        begin, end, seconds = index.start_seconds(0), index.seconds(index.end), _seconds(name, value)
+        begin, end = index.start_seconds(0), index.seconds(index.end)
+        seconds = _seconds(name, value, finite=False)
         if not begin <= seconds < end:
-            raise ValueError(f"{name}: {seconds} s is outside {self._name}, expected {begin} <= {name} < {end}")
+            raise ValueError(
+                f"{name}: {seconds} s is outside {self._name}, expected {begin} <= {name} < {end}"
+            )
         return seconds
 
 
@@ -454,14 +464,14 @@ def _integer(name: str, value: Any) -> int:
         raise TypeError(f"{name}: expected an int, got {value!r}") from None
 
 
-def _seconds(name: str, value: Any) -> float:
+def _seconds(name: str, value: Any, *, finite: bool = True) -> float:
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if not math.isfinite(number):
+    if finite and not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {number}")
     return number
 

@@ -6,4 +6,4 @@ import torch
 
 __all__ = ["LIBRARY"]
 
-LIBRARY = torch.library.Library("mmcore", "DEF")
+LIBRARY = torch.library.Library("mmcore", "DEF")  # type: ignore[no-untyped-call]

@@ -35,7 +35,7 @@ class Patches:
         unit = self.patch_size * self.merge_size
         if height % unit or width % unit:
             raise ValueError(
-                f"layout: frames of {height}x{width} pixels do not divide into patches: height and width must be "
+                f"layout: frames of {height}x{width} pixels do not divide into patches: both must be "
                 f"multiples of patch_size*merge_size = {unit}; choose resize or crop so"
             )
         t = -(-num_frames // self.temporal_patch_size)
@@ -119,8 +119,8 @@ class FrameTransform:
         "fused" filters in YUV with no rounding in between; "rgb8" rounds to 8-bit RGB before and after the
         resize, as a pipeline of RGB frames does, bit for bit what torch's uint8 ``interpolate`` gives.
     chroma : {"sited", "nearest", "left", "center", "topleft"}
-        Where subsampled chroma lies. "sited": as the stream says or its codec implies; "nearest": replicated, as
-        FFmpeg's 8-bit conversion to RGB does; the others override the stream.
+        Where subsampled chroma lies. "sited": as the stream says or its codec implies; "nearest": replicated,
+        as FFmpeg's 8-bit conversion to RGB does; the others override the stream.
     matrix : None or {"601", "709", "2020"}
         YUV to RGB matrix. None: as the stream says; BT.601 where it says nothing, as FFmpeg does.
     full_range : None or bool
@@ -158,7 +158,7 @@ class FrameTransform:
     full_range: bool | None = None
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (frozen dataclass)
+        put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
         if self.resize is not None:
             put("resize", _size("resize", self.resize, (2,)))
         if self.crop is not None:

@@ -1,8 +1,8 @@
 """Output tensors from recycled memory.
 
-Fresh pages cost as much as the conversion that fills them: memory above a few megabytes is mapped anew for each
-tensor and faults once per page. Outputs come from a pool instead; their memory returns to it when the last view
-of the tensor dies, from whatever thread.
+Fresh pages cost as much as the conversion that fills them: memory above a few megabytes is mapped anew for
+each tensor and faults once per page. Outputs come from a pool instead; their memory returns to it when the
+last view of the tensor dies, in whatever thread.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def empty_output(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype)
     code, bits = _DLPACK_TYPE[dtype]
-    tensor: torch.Tensor = torch.from_dlpack(_core.pool_empty(list(shape), code, bits))
+    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(_core.pool_empty(list(shape), code, bits))
     return tensor
 
 
 def set_output_pool_limit(num_bytes: int) -> None:
-    """Keep at most ``num_bytes`` bytes of freed outputs for reuse (512 MiB at start; 0 turns the pool off)."""
+    """Keep at most ``num_bytes`` bytes of freed outputs for reuse: 512 MiB at start, 0 turns the pool off."""
     if num_bytes < 0:
         raise ValueError(f"num_bytes: expected 0 or more, got {num_bytes}")
     _core.pool_set_limit(num_bytes)

@@ -97,7 +97,12 @@ def _table() -> dict[str, PixelFormat]:
         formats.append(PixelFormat(name, "yuv", uv, bits, shift, 1, 1))
     for name, bits in (("gray", 8), ("gray10le", 10), ("gray12le", 12)):
         formats.append(PixelFormat(name, "gray", (Component(0, 0, 1),), bits))
-    formats += [_packed("rgb24", "rgb"), _packed("bgr24", "bgr"), _packed("rgba", "rgba"), _packed("bgra", "bgra")]
+    formats += [
+        _packed("rgb24", "rgb"),
+        _packed("bgr24", "bgr"),
+        _packed("rgba", "rgba"),
+        _packed("bgra", "bgra"),
+    ]
     for name, bits in (("gbrp", 8), ("gbrp10le", 10), ("gbrp12le", 12)):
         gbr = (Component(2, 0, 1), Component(0, 0, 1), Component(1, 0, 1))
         formats.append(PixelFormat(name, "rgb", gbr, bits))

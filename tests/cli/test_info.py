@@ -68,7 +68,7 @@ def test_tables(run: Any, clip: SampleClip) -> None:
     for text in (
         "h264",
         "160 x 96",
-        "30.000 fps on average, constant",
+        "30.000 fps, constant",
         "bt709",
         "limited",
         "48000 Hz",

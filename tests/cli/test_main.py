@@ -18,11 +18,15 @@ import mmcore
 from mmcore.sample import SampleClip
 
 
-def mmcore_process(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mmcore", *map(str, args)]
+def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *args]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=os.environ | env, check=False
     )
+
+
+def mmcore_process(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "mmcore", *map(str, args), **env)
 
 
 @pytest.fixture
@@ -63,11 +67,9 @@ def test_interrupt(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
 
 
-def test_without_the_extra(tmp_path: Path) -> None:
+def test_without_the_extra() -> None:
     code = "import sys; sys.modules['rich'] = None; from mmcore.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    result = python("-c", code)
     assert result.returncode == 2
     assert "pip install 'mmcore[cli]'" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -133,11 +135,12 @@ def test_bench_runs_the_suite_it_finds(run: Any, tmp_path: Path, monkeypatch: py
     result = run("bench", "decode", "--quick", "--plot", "x.png")
     sys.modules.pop("bench", None)
     assert result.exit_code == 0, result.output
-    assert "decode [('json', None), ('plot'" in result.output
+    assert "decode [('clock', 'wall'), ('files', ()), ('json', None), ('plot'" in result.output
     assert "('quick', True)" in result.output
 
 
-def test_demo(run: Any, tmp_path: Path) -> None:
+def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmcore.cli.demo.ROUNDS", 1)
     result = run("demo", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert "bit for bit those of step 2" in result.output

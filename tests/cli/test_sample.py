@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -25,10 +26,7 @@ def test_pictures(clip: SampleClip) -> None:
     assert [e.frame for e in clip.events] == [15, 45]
     assert np.flatnonzero(np.diff(light) > 30).tolist() == [e.frame - 1 for e in clip.events]
     # it moves between any two frames
-    assert (
-        min(np.abs(a.astype(int) - b).mean() for (_, a), (_, b) in zip(frames, frames[1:], strict=False))
-        > 0.1
-    )
+    assert min(np.abs(a.astype(int) - b).mean() for (_, a), (_, b) in pairwise(frames)) > 0.1
 
 
 def test_sound(clip: SampleClip) -> None:

@@ -76,8 +76,7 @@ void frames_to_tensor(const FramesPlan& plan, const std::uint8_t* const* planes,
 
 // Convert `count` frames, `planes + 4 * i` and `pitches + 4 * i` each, into slots first_frame + i, on up to
 // `threads` threads. The result does not depend on the number of threads.
-void frames_to_tensor_batch(const FramesPlan& plan, const std::uint8_t* const* planes,
-                            const std::ptrdiff_t* pitches, std::int64_t count, const OutputDesc& out,
-                            std::int64_t first_frame, int threads);
+void frames_to_tensor_batch(const FramesPlan& plan, const std::uint8_t* const* planes, const std::ptrdiff_t* pitches,
+                            std::int64_t count, const OutputDesc& out, std::int64_t first_frame, int threads);
 
 }  // namespace mmcore

@@ -15,8 +15,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mmcore.ops.frame_transform import FrameTransform, Geometry, Patches
-    from mmcore.ops.frames import ColorSpec
     from mmcore.ops.pixel_formats import PixelFormat
+    from mmcore.ops.planes import ColorSpec
 
 __all__ = ["apply_layout", "convert"]
 

@@ -1,0 +1,276 @@
+"""Batches that are filled frame by frame, as decoders produce them."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmcore.backends import active_backend
+from mmcore.backends.cpu import Output, frames_plan, output_desc
+from mmcore.errors import UnsupportedError
+from mmcore.ops.frame_transform import FrameTransform
+from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
+from mmcore.ops.planes import (
+    RGB_BYTES,
+    ColorSpec,
+    color_spec,
+    convert_planes,
+    fill_slot,
+    prepare_out,
+    repeat_last,
+    slot_view,
+)
+from mmcore.threads import get_num_threads
+
+if TYPE_CHECKING:
+    import av
+
+    from mmcore import _core
+
+__all__ = ["FrameBatchBuilder"]
+
+_ROTATIONS = (0, 90, 180, 270)
+
+
+class FrameBatchBuilder:
+    """Fill a batch frame by frame, each converted right after its decode, while its planes are in cache.
+
+    Parameters
+    ----------
+    num_frames : int
+        Frames of the batch, 1 or more.
+    transform : FrameTransform, optional
+        None gives full-size uint8 RGB.
+    out : Tensor, optional
+        As in :func:`frames_to_tensor`.
+    rotation : {0, 90, 180, 270}
+        Degrees clockwise by which the pictures are turned for display; resize and crop act on the turned
+        picture.
+    codec_name : str, optional
+        FFmpeg's name of the codec, for its chroma position.
+
+    Notes
+    -----
+    Different threads may put different slots at the same time; the GIL is released during a conversion.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        transform: FrameTransform | None = None,
+        *,
+        out: Tensor | None = None,
+        rotation: int = 0,
+        codec_name: str | None = None,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames: expected 1 or more, got {num_frames}")
+        if rotation not in _ROTATIONS:
+            raise ValueError(f"rotation: expected one of {_ROTATIONS} degrees, got {rotation!r}")
+        self.num_frames = num_frames
+        self.transform = RGB_BYTES if transform is None else transform
+        self._rotation = rotation
+        self._codec_name = codec_name
+        self._given_out = out
+        self._out: Tensor | None = None
+        self._size = (0, 0)  # of the result's pictures
+        self._output: Output | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._plan: _core.FramesPlan | None = None
+        self._filled = [False] * num_frames
+
+    def put(self, index: int, frame: av.VideoFrame) -> None:
+        """Convert ``frame`` into slot ``index``.
+
+        Raises
+        ------
+        IndexError
+            If there is no such slot.
+        ValueError
+            If the frame's picture has another size than those before it.
+        UnsupportedError
+            If its pixel format cannot be converted.
+        """
+        key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
+        plan = self._plan
+        if key != self._key or plan is None:
+            plan = self._configure(frame, key)
+        if not 0 <= index < self.num_frames:
+            raise IndexError(f"slot {index} of a batch of {self.num_frames} frames")
+        if plan is None:
+            self._put_slowly(index, frame)
+        else:
+            plan.convert_frame(frame.planes, self._output, index)  # type: ignore[arg-type]
+        self._filled[index] = True
+
+    def put_many(self, frames: Sequence[av.VideoFrame], first: int = 0) -> None:
+        """Convert ``frames`` into the slots from ``first`` on, several at a time within the thread budget."""
+        threads = min(get_num_threads(), len(frames))
+        if threads > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self.put(first, frames[0])  # fixes the size and allocates, alone
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(self.put, range(first + 1, first + len(frames)), frames[1:]))
+            return
+        for index, frame in enumerate(frames, first):
+            self.put(index, frame)
+
+    def copy(self, source_index: int, index: int) -> None:
+        """Repeat the picture of slot ``source_index`` in slot ``index``."""
+        if self._out is None or not self._filled[source_index]:
+            raise ValueError(f"slot {source_index} has not been put")
+        layout = self.transform.layout
+        slot_view(self._out, layout, index, *self._size).copy_(
+            slot_view(self._out, layout, source_index, *self._size)
+        )
+        self._filled[index] = True
+
+    def finish(self) -> Tensor:
+        """The batch; every slot must have been put.
+
+        Raises
+        ------
+        ValueError
+            If a slot is empty.
+        """
+        if self._out is None or not all(self._filled):
+            missing = [i for i, filled in enumerate(self._filled) if not filled]
+            raise ValueError(f"frames {missing[:8]} of {self.num_frames} were never put into the batch")
+        repeat_last(self._out, self.transform.layout, self.num_frames, *self._size)
+        return self._out
+
+    def _configure(self, frame: av.VideoFrame, key: tuple[Any, ...]) -> _core.FramesPlan | None:
+        """Choose the plan for a kind of frame; None where the frame takes the slow way."""
+        name, height, width = key[:3]
+        transform = self.transform
+        turned = self._rotation in (90, 270)
+        g = transform.geometry(*((width, height) if turned else (height, width)))
+        size = (g.out_h, g.out_w)
+        if self._out is None:
+            shape = transform.output_shape(self.num_frames, g.source_h, g.source_w)
+            self._out = prepare_out(self._given_out, shape, transform.dtype)
+            self._size = size
+            self._output = output_desc(self._out, transform.layout, *size)
+        elif size != self._size:
+            raise ValueError(
+                f"a frame of {height}x{width} pixels becomes {size[0]}x{size[1]}, those before it became"
+                f" {self._size[0]}x{self._size[1]}: set resize=(height, width) for a stream that changes size"
+            )
+        fmt = PIXEL_FORMATS.get(name)
+        self._key = key
+        if fmt is None or self._rotation or active_backend() == "reference":
+            self._plan = None
+        else:
+            color = color_spec(frame, transform, self._codec_name)
+            self._plan = frames_plan(fmt, height, width, color, transform)
+        return self._plan
+
+    def _put_slowly(self, index: int, frame: av.VideoFrame) -> None:
+        """Foreign pixel formats, turned pictures and the reference backend."""
+        transform = self.transform
+        color = color_spec(frame, transform, self._codec_name)
+        if frame.format.name not in PIXEL_FORMATS:
+            frame = _reformat(frame, color)
+        fmt = PIXEL_FORMATS[frame.format.name]
+        planes = _frame_planes(frame, fmt)
+        single = transform.replace(layout="NCHW")
+        if self._rotation == 0:
+            picture = convert_planes(planes, fmt.name, frame.height, frame.width, color, single, None)
+        else:
+            picture = _convert_turned(planes, fmt, frame.height, frame.width, color, single, self._rotation)
+        assert self._out is not None
+        fill_slot(self._out, transform.layout, index, picture[0])
+
+
+def _frame_planes(frame: av.VideoFrame, fmt: PixelFormat) -> list[Tensor]:
+    """Copies of a frame's planes as tensors (1, rows, samples)."""
+    import numpy as np
+
+    planes = []
+    for p in range(fmt.num_planes):
+        rows, samples = fmt.plane_shape(p, frame.height, frame.width)
+        plane = frame.planes[p]
+        pitch = plane.line_size
+        dtype = np.uint8 if fmt.bytes_per_sample == 1 else np.int16
+        # A negative pitch puts the first row last in memory; the buffer begins at the first row's address.
+        first = plane.buffer_ptr + min(pitch, 0) * (rows - 1)
+        raw = (ctypes.c_uint8 * (abs(pitch) * (rows - 1) + samples * fmt.bytes_per_sample)).from_address(
+            first
+        )
+        array: np.ndarray[Any, np.dtype[np.uint8]] = np.ctypeslib.as_array(raw)
+        lines = [array[abs(pitch) * r :][: samples * fmt.bytes_per_sample] for r in range(rows)]
+        block = np.stack(lines[:: -1 if pitch < 0 else 1]).view(dtype)
+        planes.append(torch.from_numpy(block)[None])
+    return planes
+
+
+_warned_formats: set[str] = set()
+
+
+def _reformat(frame: av.VideoFrame, color: ColorSpec) -> av.VideoFrame:
+    """Frame of a format that the op does not read, as RGB through FFmpeg's scaler; warns once per format."""
+    name = frame.format.name
+    deep = any(c.bits > 8 for c in frame.format.components)
+    target = "gbrp12le" if deep else "rgb24"
+    if name not in _warned_formats:
+        _warned_formats.add(name)
+        warnings.warn(
+            f"pixel format {name!r} is converted to {target} by FFmpeg's scaler before the frames op;"
+            " slower, and rounded as FFmpeg rounds",
+            UserWarning,
+            stacklevel=4,
+        )
+    matrix = {"601": 5, "709": 1, "2020": 9}[color.matrix]  # sws_getCoefficients numbers
+    try:
+        return frame.reformat(
+            format=target,
+            src_colorspace=matrix,
+            src_color_range="JPEG" if color.full_range else "MPEG",
+            dst_color_range="JPEG",
+        )
+    except Exception as error:
+        raise UnsupportedError(f"pixel format {name!r} cannot be converted to {target}: {error}") from error
+
+
+def _convert_turned(
+    planes: list[Tensor],
+    fmt: PixelFormat,
+    height: int,
+    width: int,
+    color: ColorSpec,
+    transform: FrameTransform,
+    rotation: int,
+) -> Tensor:
+    """Convert and turn clockwise: (1, 3, H, W) of the turned picture, the transform acting on it."""
+    turns = -rotation // 90  # torch.rot90 turns counterclockwise
+    g = transform.geometry(*((width, height) if rotation in (90, 270) else (height, width)))
+    resized = (g.resize_h, g.resize_w) != (g.source_h, g.source_w)
+    if transform.accuracy == "rgb8" or (transform.interpolation == "nearest" and resized):
+        # Rounding, and the nearest sample, depend on the direction: turn the full-size picture first.
+        if transform.accuracy == "rgb8":
+            full = convert_planes(planes, fmt.name, height, width, color, RGB_BYTES, None)
+            rgb = torch.rot90(full, turns, (2, 3))[0]
+            turned = [rgb[c].contiguous()[None] for c in (1, 2, 0)]  # gbrp
+            return convert_planes(turned, "gbrp", g.source_h, g.source_w, color, transform, None)
+        levels = convert_planes(planes, fmt.name, height, width, color, FrameTransform(scale=1.0), None)
+        picture = torch.rot90(levels, turns, (2, 3))
+        picture = torch.nn.functional.interpolate(picture, (g.resize_h, g.resize_w), mode="nearest")
+        picture = picture[:, :, g.top : g.top + g.out_h, g.left : g.left + g.out_w]
+        mul, add = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in transform.affine)
+        values = picture * mul + add
+        return (values.round() if transform.dtype == torch.uint8 else values).to(transform.dtype)
+    # The other filters are symmetric: convert lying, size and box turned back, then turn the small result.
+    size, box = (g.resize_h, g.resize_w), (g.top, g.left, g.out_h, g.out_w)
+    for _ in range(rotation // 90):  # each step undoes a quarter turn clockwise
+        top, left, h, w = box
+        box = (size[1] - left - w, top, w, h)
+        size = (size[1], size[0])
+    lying = transform.replace(resize=size, crop=box)
+    picture = convert_planes(planes, fmt.name, height, width, color, lying, None)
+    return torch.rot90(picture, turns, (2, 3)).contiguous()

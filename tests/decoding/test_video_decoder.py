@@ -1,0 +1,380 @@
+"""The decoder's interface: times, batches, arguments, errors, and life in threads and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import math
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from media import damage, number_of, write_video
+
+import mmcore
+from mmcore import DecodeError, UnsupportedError, VideoDecoder
+
+
+def numbers(data: torch.Tensor) -> list[int]:
+    return [number_of(frame) for frame in data]
+
+
+@pytest.fixture
+def decoder(clip: Path) -> VideoDecoder:
+    return VideoDecoder(clip)
+
+
+# --- what is asked for
+
+
+def test_batches_by_number(decoder: VideoDecoder) -> None:
+    assert numbers(decoder[3:20:5]) == [3, 8, 13, 18]
+    assert numbers(decoder[::-13]) == [39, 26, 13, 0]
+    assert number_of(decoder[-1]) == 39
+    assert number_of(decoder[np.int64(7)]) == 7
+    for indices in ([5, 30, 5, -1], torch.tensor([5, 30, 5, 39]), np.array([5, 30, 5, -1])):
+        batch = decoder.get_frames_at(indices)
+        assert numbers(batch.data) == [5, 30, 5, 39]
+        assert batch.pts_seconds.tolist() == pytest.approx([0.2, 1.2, 0.2, 1.56])
+        assert batch.duration_seconds.dtype == torch.float64
+        assert batch.valid is None
+    assert numbers(decoder.get_frames_in_range(10, 20, 4).data) == [10, 14, 18]
+    assert decoder[5:5].shape == (0, 3, 96, 128)
+    assert len(decoder.get_frames_at([])) == 0
+
+
+def test_frame_by_time(decoder: VideoDecoder) -> None:
+    assert number_of(decoder.get_frame_played_at(0.41).data) == 10
+    frame = decoder.get_frame_played_at(0.2)
+    assert (number_of(frame.data), frame.pts_seconds, frame.duration_seconds) == (5, 0.2, pytest.approx(0.04))
+    assert numbers(decoder.get_frames_played_at([1.0, 0.0, 1.59]).data) == [25, 0, 39]
+
+
+def test_frames_in_a_time_range(decoder: VideoDecoder) -> None:
+    assert numbers(decoder.get_frames_played_in_range(0.41, 0.6).data) == [10, 11, 12, 13, 14]
+    assert len(decoder.get_frames_played_in_range(0.4, 0.4)) == 0
+    assert len(decoder.get_frames_played_in_range(0, 1.6)) == 40
+    batch = decoder.get_frames_played_in_range(0.2, 1.2, fps=5)
+    assert numbers(batch.data) == [5, 10, 15, 20, 25]
+    assert batch.pts_seconds.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert numbers(decoder.get_frames_played_in_range(0, 0.12, fps=50).data) == [0, 0, 1, 1, 2, 2]
+
+
+def test_every_frame_is_found_at_its_own_time(cached_media: Callable) -> None:
+    times = [7 * i * i // 3 + 20 * i for i in range(40)]
+    decoder = VideoDecoder(cached_media("vfr_times.mp4", lambda p: write_video(p, times=times)))
+    batch = decoder.get_frames_in_range(0, 40)
+    assert batch.pts_seconds.tolist() == pytest.approx([t / 1000 for t in times], abs=1e-4)
+    assert torch.allclose(batch.duration_seconds[:-1], batch.pts_seconds.diff())
+    assert numbers(decoder.get_frames_played_at(batch.pts_seconds).data) == list(range(40))
+    just_before = (batch.pts_seconds[1:] - 1e-6).tolist()
+    assert numbers(decoder.get_frames_played_at(just_before).data) == list(range(39))
+
+
+def test_metadata(cached_media: Callable) -> None:
+    tags = {"colorspace": 1, "color_range": 1, "color_primaries": 1, "color_trc": 1}
+    write = lambda path: write_video(path, rotation=90, tags=tags)  # noqa: E731
+    m = VideoDecoder(cached_media("tagged.mp4", write)).metadata
+    assert (m.width, m.height, m.rotation) == (96, 128, 90)
+    assert (m.codec, m.pixel_format, m.stream_index) == ("h264", "yuv420p", 0)
+    assert (m.color_space, m.color_range, m.color_primaries) == ("bt709", "limited", "bt709")
+    assert (m.num_frames, m.average_fps) == (40, pytest.approx(25))
+    assert (m.begin_stream_seconds, m.end_stream_seconds, m.duration_seconds) == (0, 1.6, 1.6)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotation_is_applied_before_the_transform(rotation: int, clip: Path, cached_media: Callable) -> None:
+    path = cached_media(f"turned{rotation}.mp4", lambda p: write_video(p, rotation=rotation))
+    turned, flat = VideoDecoder(path), VideoDecoder(clip)
+    assert torch.equal(turned[11], torch.rot90(flat[11], -rotation // 90, (1, 2)))
+    transform = mmcore.FrameTransform(resize=48, crop=(40, 32), dtype=torch.uint8, layout="NHWC")
+    assert VideoDecoder(path, transform=transform)[11].shape == (40, 32, 3)
+
+
+def test_transform_and_layouts(clip: Path) -> None:
+    transform = mmcore.FrameTransform(resize=64, crop=56, mean=0.5, std=0.5)
+    with av.open(str(clip)) as container:
+        expected = mmcore.frames_to_tensor(list(container.decode(video=0)), transform)
+    assert torch.equal(VideoDecoder(clip, transform=transform)[:], expected)
+    assert VideoDecoder(clip, transform=transform.replace(layout="CNHW"))[2:6].shape == (3, 4, 56, 56)
+    assert VideoDecoder(clip, transform=transform.replace(layout="CNHW"))[2].shape == (3, 56, 56)
+    patches = VideoDecoder(clip, transform=transform.replace(layout=mmcore.patches(14)))
+    assert patches[:4].shape == (2 * 4 * 4, 3 * 2 * 14 * 14)
+
+
+def test_out(decoder: VideoDecoder) -> None:
+    out = torch.zeros(3, 3, 96, 128, dtype=torch.uint8)
+    batch = decoder.get_frames_at([9, 2, 9], out=out)
+    assert batch.data.data_ptr() == out.data_ptr()
+    assert numbers(out) == [9, 2, 9]
+    with pytest.raises(ValueError, match="out"):
+        decoder.get_frames_at([1, 2], out=out)
+    assert number_of(decoder[2]) == 2
+
+
+def test_second_stream_is_chosen_by_index(cached_media: Callable) -> None:
+    path = cached_media("with_sound.mkv", lambda p: write_video(p, extra_streams=True))
+    decoder = VideoDecoder(path)
+    assert decoder.metadata.stream_index == 2
+    assert number_of(VideoDecoder(path, stream_index=2)[4]) == 4
+    with pytest.raises(ValueError, match=r"stream 0 .* is no video stream.*2 \(video\)"):
+        VideoDecoder(path, stream_index=0)
+    with pytest.raises(ValueError, match="has no stream 9"):
+        VideoDecoder(path, stream_index=9)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("index", [40, -41, 10**12])
+def test_index_out_of_range(decoder: VideoDecoder, index: int) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: decoder[index],
+        lambda: decoder.get_frame_at(index),
+        lambda: decoder.get_frames_at([0, index]),
+        lambda: decoder.get_frames_in_range(0, abs(index) + 1),
+    ]
+    for call in calls:
+        with pytest.raises(IndexError, match="40 frames"):
+            call()
+    assert number_of(decoder[1]) == 1
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -0.001, 1.6, 1e9])
+def test_time_out_of_range(decoder: VideoDecoder, seconds: float) -> None:
+    for call in (decoder.get_frame_played_at, lambda s: decoder.get_frames_played_at([0.1, s])):
+        with pytest.raises(ValueError, match=r"expected 0\.0 <= seconds < 1\.6"):
+            call(seconds)
+    with pytest.raises(ValueError, match="start_seconds"):
+        decoder.get_frames_played_in_range(seconds, 1.0)
+
+
+def test_wrong_arguments(decoder: VideoDecoder, clip: Path) -> None:
+    refused: list[tuple[type[Exception], str, Callable[[], Any]]] = [
+        (TypeError, "key", lambda: decoder["a"]),  # type: ignore[call-overload]
+        (TypeError, "indices", lambda: decoder.get_frames_at([1.5])),  # type: ignore[list-item]
+        (TypeError, "indices", lambda: decoder.get_frames_at(3)),  # type: ignore[arg-type]
+        (TypeError, "seconds", lambda: decoder.get_frame_played_at("1")),  # type: ignore[arg-type]
+        (ValueError, "step", lambda: decoder.get_frames_in_range(0, 4, 0)),
+        (ValueError, "fps", lambda: decoder.get_frames_played_in_range(0, 1, fps=0)),
+        (ValueError, "seek_mode", lambda: VideoDecoder(clip, seek_mode="fast")),
+        (ValueError, "on_error", lambda: VideoDecoder(clip, on_error="ignore")),
+        (UnsupportedError, "on_error", lambda: VideoDecoder(clip, on_error="skip")),
+        (UnsupportedError, "device", lambda: VideoDecoder(clip, device="cuda")),
+        (ValueError, "num_threads", lambda: VideoDecoder(clip, num_threads=0)),
+        (TypeError, "transform", lambda: VideoDecoder(clip, transform="RGB")),  # type: ignore[arg-type]
+        (ValueError, "crop", lambda: VideoDecoder(clip, transform=mmcore.FrameTransform(crop=999))[0]),
+        (TypeError, "source", lambda: VideoDecoder(3)),
+        (TypeError, "binary", lambda: VideoDecoder(io.StringIO("text"))),
+        (TypeError, "uint8", lambda: VideoDecoder(torch.zeros(3))),
+    ]
+    for error, text, call in refused:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_bad_files(clip: Path, tmp_path: Path, cached_media: Callable) -> None:
+    def file(name: str, content: bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    content = clip.read_bytes()
+    sound = tmp_path / "sound.wav"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    for path, text in [
+        (tmp_path / "absent.mp4", "no such file"),
+        (tmp_path, "is a directory"),
+        (file("empty.mp4", b""), "is empty"),
+        (file("text.mp4", b"not a video\n" * 50), "cannot be opened"),
+        (file("cut.mp4", content[: len(content) // 2]), "cannot be opened"),
+        (sound, r"no video stream; its streams: 0 \(audio\)"),
+    ]:
+        with pytest.raises(DecodeError, match=text) as caught:
+            VideoDecoder(path)
+        assert str(path) in str(caught.value)
+    for content in (b"", b"no video"):
+        with pytest.raises(DecodeError):
+            VideoDecoder(content)
+
+
+def test_no_file_opens_another(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="network=True"):
+        VideoDecoder("https://example.org/a.mp4")
+    with pytest.raises(ValueError, match="network=True"):
+        VideoDecoder(f"concat:{clip}|{clip}")
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\n{clip}\n#EXT-X-ENDLIST\n")
+    concat = tmp_path / "list.txt"
+    concat.write_text(f"ffconcat version 1.0\nfile {clip}\n")
+    for path in (playlist, concat):
+        with pytest.raises(UnsupportedError, match="playlist"):
+            VideoDecoder(path)
+        with pytest.raises(UnsupportedError, match="playlist"):
+            VideoDecoder(path.read_bytes())
+
+
+def test_damaged_stream(cached_media: Callable) -> None:
+    whole = cached_media("groups.mp4", lambda p: write_video(p, num_frames=60, options={"bf": "2"}))
+    broken = cached_media("groups_broken.mp4", lambda p: damage(whole, p, at=0.5, length=400))
+    expected, decoder = VideoDecoder(whole), VideoDecoder(broken)
+    lost, messages = [], []
+    for i in range(len(decoder)):
+        try:
+            frame = decoder[i]
+        except DecodeError as error:
+            lost.append(i)
+            messages.append(str(error))
+        else:
+            assert torch.equal(frame, expected[i])
+    assert lost, "the damage must be noticed"
+    assert all(str(broken) in m and f"frame {i} at" in m for i, m in zip(lost, messages, strict=True))
+    assert lost[0] > 5
+    assert len(lost) <= 24, "only the damaged groups are lost"
+    assert torch.equal(decoder[2], expected[2])
+    assert torch.equal(decoder[len(decoder) - 1], expected[len(decoder) - 1])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_file_that_breaks_off(suffix: str, cached_media: Callable, tmp_path: Path) -> None:
+    path = cached_media(
+        f"movable{suffix}", lambda p: write_video(p, num_frames=60, container={"movflags": "faststart"})
+    )
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    expected, decoder = VideoDecoder(path), VideoDecoder(cut)
+    assert 10 < len(decoder) < 60
+    seen = 0
+    # FFmpeg's Matroska reader takes any end for the end; MP4's header knows how many samples there should be.
+    told = suffix == ".mp4"
+    with pytest.raises(DecodeError, match="breaks off after frame") if told else contextlib.nullcontext():
+        for frame in decoder:
+            assert torch.equal(frame, expected[seen])
+            seen += 1
+    assert seen == len(decoder)
+    with pytest.raises(IndexError, match="breaks off" if told else "no frame 59"):
+        decoder[59]
+
+
+def test_closed(clip: Path) -> None:
+    with VideoDecoder(clip) as decoder:
+        assert number_of(decoder[3]) == 3
+    with pytest.raises(ValueError, match="closed"):
+        decoder[0]
+    decoder.close()
+    assert len(decoder) == 40
+
+
+def test_nothing_is_printed(clip: Path, cached_media: Callable, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = cached_media("noisy.mp4", lambda p: damage(clip, p, at=0.3, length=2000))
+    decoder = VideoDecoder(broken)
+    for i in range(0, len(decoder), 7):
+        try:
+            decoder[i]
+        except DecodeError:
+            continue
+    assert capfd.readouterr() == ("", "")
+
+
+# --- threads, processes, memory
+
+
+def test_threads_take_turns(decoder: VideoDecoder) -> None:
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        for i in torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:15].tolist():
+            if number_of(decoder[i]) != i:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_pickle(decoder: VideoDecoder, clip: Path) -> None:
+    decoder[5]
+    copy = pickle.loads(pickle.dumps(decoder))
+    assert number_of(copy[8]) == 8
+    assert number_of(decoder[6]) == 6
+    assert number_of(pickle.loads(pickle.dumps(VideoDecoder(clip.read_bytes())))[8]) == 8
+    with open(clip, "rb") as file, pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(VideoDecoder(file))
+
+
+def _read_in_child(decoder: VideoDecoder, queue: Any) -> None:
+    queue.put([number_of(decoder[i]) for i in (6, 30, 2)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_fork(num_threads: int, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
+    decoder = VideoDecoder(clip, num_threads=num_threads)
+    assert number_of(decoder[5]) == 5
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_read_in_child, args=(decoder, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [[6, 30, 2]] * 2
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert number_of(decoder[6]) == 6
+
+
+def test_frame_threads_survive_an_early_stop(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
+    for _ in range(5):
+        decoder = VideoDecoder(clip, num_threads=4)
+        for i, frame in enumerate(decoder):
+            assert number_of(frame) == i
+            if i == 3:
+                break
+        del decoder
+        gc.collect()
+
+
+_PEAK = """
+import resource, sys, mmcore
+def peak(path):
+    for frame in mmcore.VideoDecoder(path): pass
+    for start in range(0, 48, 16): mmcore.VideoDecoder(path).get_frames_in_range(start, start + 16)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak(sys.argv[1])
+first = peak(sys.argv[1])
+print(peak(sys.argv[2]) - first)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+def test_memory_does_not_grow_with_the_length(cached_media: Callable) -> None:
+    paths = [
+        cached_media(f"long{n}.mp4", lambda p, n=n: write_video(p, num_frames=n, size=(240, 320)))
+        for n in (70, 210)
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(run.stdout) * unit < 12 << 20, "140 more frames, 32 MB as RGB, may not be held"
