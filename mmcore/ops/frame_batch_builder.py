@@ -14,6 +14,7 @@ from mmcore.backends import active_backend
 from mmcore.backends.cpu import Output, frames_plan, output_desc
 from mmcore.errors import UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform
+from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 from mmcore.ops.planes import (
     RGB_BYTES,
@@ -80,8 +81,9 @@ class FrameBatchBuilder:
         self._out: Tensor | None = None
         self._size = (0, 0)  # of the result's pictures
         self._output: Output | None = None
-        self._key: tuple[Any, ...] | None = None
-        self._plan: _core.FramesPlan | None = None
+        # What the last frame was like and the plan for such frames, None where they take the slow way: one
+        # tuple, so that threads see both or neither change.
+        self._kind: tuple[tuple[Any, ...] | None, _core.FramesPlan | None] = (None, None)
         self._filled = [False] * num_frames
 
     def put(self, index: int, frame: av.VideoFrame) -> None:
@@ -96,12 +98,12 @@ class FrameBatchBuilder:
         UnsupportedError
             If its pixel format cannot be converted.
         """
-        key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
-        plan = self._plan
-        if key != self._key or plan is None:
-            plan = self._configure(frame, key)
         if not 0 <= index < self.num_frames:
             raise IndexError(f"slot {index} of a batch of {self.num_frames} frames")
+        key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
+        known, plan = self._kind
+        if key != known:
+            plan = self._configure(frame, key)
         if plan is None:
             self._put_slowly(index, frame)
         else:
@@ -111,7 +113,7 @@ class FrameBatchBuilder:
     def put_many(self, frames: Sequence[av.VideoFrame], first: int = 0) -> None:
         """Convert ``frames`` into the slots from ``first`` on, several at a time within the thread budget."""
         threads = min(get_num_threads(), len(frames))
-        if threads > 1:
+        if threads > 1 and active_backend() == "cpu":  # another backend is chosen for this thread alone
             from concurrent.futures import ThreadPoolExecutor
 
             self.put(first, frames[0])  # fixes the size and allocates, alone
@@ -163,29 +165,35 @@ class FrameBatchBuilder:
                 f" {self._size[0]}x{self._size[1]}: set resize=(height, width) for a stream that changes size"
             )
         fmt = PIXEL_FORMATS.get(name)
-        self._key = key
-        if fmt is None or self._rotation or active_backend() == "reference":
-            self._plan = None
-        else:
-            color = color_spec(frame, transform, self._codec_name)
-            self._plan = frames_plan(fmt, height, width, color, transform)
-        return self._plan
+        plan = None
+        if fmt is not None and not self._rotation and active_backend() == "cpu":
+            plan = frames_plan(fmt, height, width, color_spec(frame, transform, self._codec_name), transform)
+        self._kind = (key, plan)
+        return plan
 
     def _put_slowly(self, index: int, frame: av.VideoFrame) -> None:
         """Foreign pixel formats, turned pictures and the reference backend."""
-        transform = self.transform
-        color = color_spec(frame, transform, self._codec_name)
+        color = color_spec(frame, self.transform, self._codec_name)
         if frame.format.name not in PIXEL_FORMATS:
             frame = _reformat(frame, color)
-        fmt = PIXEL_FORMATS[frame.format.name]
-        planes = _frame_planes(frame, fmt)
-        single = transform.replace(layout="NCHW")
-        if self._rotation == 0:
-            picture = convert_planes(planes, fmt.name, frame.height, frame.width, color, single, None)
+        single = self.transform.replace(layout="NCHW")
+        if self._rotation:
+            picture = _convert_turned(frame, color, single, self._rotation)
         else:
-            picture = _convert_turned(planes, fmt, frame.height, frame.width, color, single, self._rotation)
+            picture = _convert(frame, color, single)
         assert self._out is not None
-        fill_slot(self._out, transform.layout, index, picture[0])
+        fill_slot(self._out, self.transform.layout, index, picture[0])
+
+
+def _convert(frame: av.VideoFrame, color: ColorSpec, transform: FrameTransform) -> Tensor:
+    """One frame to (1, 3, H, W); the transform's layout is NCHW."""
+    fmt, height, width = PIXEL_FORMATS[frame.format.name], frame.height, frame.width
+    if active_backend() == "reference":
+        return convert_planes(_frame_planes(frame, fmt), fmt.name, height, width, color, transform, None)
+    out = empty_output(transform.output_shape(1, height, width), transform.dtype)
+    plan = frames_plan(fmt, height, width, color, transform)
+    plan.convert_frame(frame.planes, output_desc(out, "NCHW", *out.shape[2:]), 0)
+    return out
 
 
 def _frame_planes(frame: av.VideoFrame, fmt: PixelFormat) -> list[Tensor]:
@@ -239,28 +247,20 @@ def _reformat(frame: av.VideoFrame, color: ColorSpec) -> av.VideoFrame:
 
 
 def _convert_turned(
-    planes: list[Tensor],
-    fmt: PixelFormat,
-    height: int,
-    width: int,
-    color: ColorSpec,
-    transform: FrameTransform,
-    rotation: int,
+    frame: av.VideoFrame, color: ColorSpec, transform: FrameTransform, rotation: int
 ) -> Tensor:
     """Convert and turn clockwise: (1, 3, H, W) of the turned picture, the transform acting on it."""
     turns = -rotation // 90  # torch.rot90 turns counterclockwise
-    g = transform.geometry(*((width, height) if rotation in (90, 270) else (height, width)))
-    resized = (g.resize_h, g.resize_w) != (g.source_h, g.source_w)
-    if transform.accuracy == "rgb8" or (transform.interpolation == "nearest" and resized):
-        # Rounding, and the nearest sample, depend on the direction: turn the full-size picture first.
-        if transform.accuracy == "rgb8":
-            full = convert_planes(planes, fmt.name, height, width, color, RGB_BYTES, None)
-            rgb = torch.rot90(full, turns, (2, 3))[0]
-            turned = [rgb[c].contiguous()[None] for c in (1, 2, 0)]  # gbrp
-            return convert_planes(turned, "gbrp", g.source_h, g.source_w, color, transform, None)
-        levels = convert_planes(planes, fmt.name, height, width, color, FrameTransform(scale=1.0), None)
-        picture = torch.rot90(levels, turns, (2, 3))
-        picture = torch.nn.functional.interpolate(picture, (g.resize_h, g.resize_w), mode="nearest")
+    size = (frame.width, frame.height) if rotation in (90, 270) else (frame.height, frame.width)
+    g = transform.geometry(*size)
+    # Rounding, and the nearest sample, depend on the direction: turn the full-size picture first.
+    if transform.accuracy == "rgb8":
+        rgb = torch.rot90(_convert(frame, color, RGB_BYTES), turns, (2, 3))[0]
+        planes = [rgb[c].contiguous()[None] for c in (1, 2, 0)]  # gbrp
+        return convert_planes(planes, "gbrp", *size, color, transform, None)
+    if transform.interpolation == "nearest" and (g.resize_h, g.resize_w) != size:
+        levels = torch.rot90(_convert(frame, color, FrameTransform(scale=1.0)), turns, (2, 3))
+        picture = torch.nn.functional.interpolate(levels, (g.resize_h, g.resize_w), mode="nearest")
         picture = picture[:, :, g.top : g.top + g.out_h, g.left : g.left + g.out_w]
         mul, add = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in transform.affine)
         values = picture * mul + add
@@ -271,6 +271,5 @@ def _convert_turned(
         top, left, h, w = box
         box = (size[1] - left - w, top, w, h)
         size = (size[1], size[0])
-    lying = transform.replace(resize=size, crop=box)
-    picture = convert_planes(planes, fmt.name, height, width, color, lying, None)
+    picture = _convert(frame, color, transform.replace(resize=size, crop=box))
     return torch.rot90(picture, turns, (2, 3)).contiguous()
