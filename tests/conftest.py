@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Programs that tests start import mmcore as it is installed: not from the source tree, which has no extension
+# module, though it may be their working directory.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 _REAL_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts"}
 
 

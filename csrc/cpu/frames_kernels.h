@@ -54,10 +54,15 @@ struct Affine {
 // 8-bit fixed-point horizontal filter: (sum weight * byte + half) >> precision, clamped to a byte.
 struct BytesFilter {
   int size = 0;
-  int taps = 0;  // multiple of 8, zero-padded
+  int taps = 0;
   int precision = 0;
+  // Where every 4 outputs read from a window of 16 bytes: taps come in pairs, [group of 8][pair][lane], with the
+  // bytes b, -1, b', -1 and the weights w, w' per lane and one start per 4 outputs. Else: taps is a multiple of
+  // 16, [output][tap], one start per output. Padded with zero weights.
+  bool windows = false;
   std::vector<int> start;
-  std::vector<std::int16_t> weight;  // [output][taps]
+  std::vector<std::int8_t> bytes;
+  std::vector<std::int16_t> weight;
 };
 
 struct FramesKernels {

@@ -326,31 +326,6 @@ static void normalize_bf16(const std::uint8_t* src, float sub, float div, bool s
   normalize<StoreBF16>(src, sub, div, scale_only, dst, n);
 }
 
-static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
-  V::bytes_horizontal(src, f, dst);
-}
-
-static void bytes_vertical(const std::uint8_t* const* rows, const std::int16_t* weight, int taps, int precision,
-                           std::uint8_t* dst, int n) {
-  constexpr int kBlock = 64;
-  for (int x = 0; x < n; x += kBlock) {
-    const int size = n - x < kBlock ? n - x : kBlock;
-    std::int32_t sum[kBlock];
-    for (int j = 0; j < kBlock; ++j) sum[j] = 1 << (precision - 1);
-    for (int k = 0; k < taps; ++k) {
-      const std::int32_t w = weight[k];
-      const std::uint8_t* row = rows[k] + x;  // rows are padded scratch: a whole block may be read
-      for (int j = 0; j < kBlock; ++j) sum[j] += w * row[j];
-    }
-    std::uint8_t out[kBlock];
-    for (int j = 0; j < kBlock; ++j) {
-      const std::int32_t v = sum[j] >> precision;
-      out[j] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
-    }
-    std::memcpy(dst + x, out, static_cast<std::size_t>(size));
-  }
-}
-
 template <typename T>
 static inline void interleave(const T* const* src, T* dst, int n) {
   const T *a = src[0], *b = src[1], *c = src[2];
@@ -366,8 +341,8 @@ static void interleave_u16(const std::uint16_t* const* src, std::uint16_t* dst, 
 static void interleave_f32(const float* const* src, float* dst, int n) { interleave(src, dst, n); }
 
 const FramesKernels kFramesKernels = {
-    kIsa,           V::kPermuteLanes,    V::kByteLanes,  vertical_u8,   vertical_u16,
-    vertical_f32,   V::horizontal_bytes, horizontal,     pick,          affine_f32,
-    affine_f16,     affine_bf16,         affine_u8,      normalize_f32, normalize_f16,
-    normalize_bf16, bytes_horizontal,    bytes_vertical, interleave_u8, interleave_u16,
+    kIsa,           V::kPermuteLanes,    V::kByteLanes,     vertical_u8,   vertical_u16,
+    vertical_f32,   V::horizontal_bytes, horizontal,        pick,          affine_f32,
+    affine_f16,     affine_bf16,         affine_u8,         normalize_f32, normalize_f16,
+    normalize_bf16, V::bytes_horizontal, V::bytes_vertical, interleave_u8, interleave_u16,
     interleave_f32};

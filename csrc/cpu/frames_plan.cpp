@@ -302,7 +302,60 @@ std::int16_t fixed_point(double w, int precision) {
   return static_cast<std::int16_t>(v < 0 ? static_cast<int>(-0.5 + v) : static_cast<int>(0.5 + v));
 }
 
-BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, int x0, bool area) {
+// The window form of BytesFilter; false where 4 outputs need more than 16 bytes.
+bool bytes_windows(BytesFilter& h, const AxisTaps& columns, int x0) {
+  constexpr int kLanes = 8, kWindow = 16;
+  const int pairs = (h.taps + 1) / 2, groups = (h.size + kLanes - 1) / kLanes;
+  std::vector<std::int8_t> bytes(static_cast<std::size_t>(groups) * pairs * kLanes * 4, -1);
+  std::vector<std::int16_t> weight(static_cast<std::size_t>(groups) * pairs * kLanes * 2, 0);
+  std::vector<int> start;
+  for (int four = 0; four < groups * kLanes; four += 4) {
+    const int end = std::min(four + 4, h.size);
+    int low = four < end ? columns.start[four] : x0, high = low;
+    for (int i = four; i < end; ++i) {
+      low = std::min(low, columns.start[i]);
+      high = std::max(high, columns.start[i] + static_cast<int>(columns.weight[i].size()));
+    }
+    if (high - low > kWindow) return false;
+    start.push_back(low - x0);
+    for (int i = four; i < end; ++i) {
+      for (int k = 0; k < static_cast<int>(columns.weight[i].size()); ++k) {
+        const std::size_t lane = (static_cast<std::size_t>(i / kLanes) * pairs + k / 2) * kLanes + i % kLanes;
+        bytes[4 * lane + 2 * (k % 2)] = static_cast<std::int8_t>(columns.start[i] + k - low);
+        weight[2 * lane + k % 2] = fixed_point(columns.weight[i][k], h.precision);
+      }
+    }
+  }
+  h.windows = true;
+  h.start = std::move(start);
+  h.bytes = std::move(bytes);
+  h.weight = std::move(weight);
+  return true;
+}
+
+BytesFilter bytes_filter(const AxisTaps& columns, int x0, int byte_lanes) {
+  BytesFilter h;
+  h.size = static_cast<int>(columns.start.size());
+  h.precision = fixed_point_precision(columns.max_weight);
+  h.taps = 1;
+  for (const auto& w : columns.weight) h.taps = std::max(h.taps, static_cast<int>(w.size()));
+  if (byte_lanes == 8 && bytes_windows(h, columns, x0)) return h;
+  h.taps = (h.taps + 15) / 16 * 16;
+  const int size_in = columns.last() - x0;
+  const std::size_t padded = (columns.start.size() + 3) / 4 * 4;
+  h.start.assign(padded, 0);
+  h.weight.assign(padded * h.taps, 0);
+  for (std::size_t i = 0; i < columns.start.size(); ++i) {
+    h.start[i] = padded_start(columns.start[i] - x0, h.taps, size_in);
+    const std::size_t lead = static_cast<std::size_t>(columns.start[i] - x0 - h.start[i]);
+    for (std::size_t k = 0; k < columns.weight[i].size(); ++k) {
+      h.weight[i * h.taps + lead + k] = fixed_point(columns.weight[i][k], h.precision);
+    }
+  }
+  return h;
+}
+
+BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, int x0, bool area, int byte_lanes) {
   BytesStage s;
   s.area = area;
   s.vertical = vertical_filter(rows);
@@ -318,23 +371,7 @@ BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, in
   for (const auto& w : rows.weight) {
     for (double v : w) s.vertical_weight.push_back(fixed_point(v, s.vertical_precision));
   }
-  BytesFilter& h = s.horizontal;
-  h.size = static_cast<int>(columns.start.size());
-  h.precision = fixed_point_precision(columns.max_weight);
-  int longest = 1;
-  for (const auto& w : columns.weight) longest = std::max(longest, static_cast<int>(w.size()));
-  h.taps = (longest + 7) / 8 * 8;
-  const int size_in = columns.last() - x0;
-  const std::size_t padded = (columns.start.size() + 3) / 4 * 4;
-  h.start.assign(padded, 0);
-  h.weight.assign(padded * h.taps, 0);
-  for (std::size_t i = 0; i < columns.start.size(); ++i) {
-    h.start[i] = padded_start(columns.start[i] - x0, h.taps, size_in);
-    const std::size_t lead = static_cast<std::size_t>(columns.start[i] - x0 - h.start[i]);
-    for (std::size_t k = 0; k < columns.weight[i].size(); ++k) {
-      h.weight[i * h.taps + lead + k] = fixed_point(columns.weight[i][k], h.precision);
-    }
-  }
+  s.horizontal = bytes_filter(columns, x0, byte_lanes);
   return s;
 }
 
@@ -515,7 +552,8 @@ FramesPlan::FramesPlan(const FramesSpec& s, Isa isa) : spec(s), kernels(&frames_
   AxisTaps columns = resize_taps(s.width, s.resize_w, s.left, s.out_w, s.interpolation, s.antialias);
   if (resample) {
     const int y0 = rows.first(), y1 = rows.last(), x0 = columns.first(), x1 = columns.last();
-    bytes_stage = mmcore::bytes_stage(rows, columns, y0, x0, s.interpolation == Interpolation::kArea);
+    bytes_stage =
+        mmcore::bytes_stage(rows, columns, y0, x0, s.interpolation == Interpolation::kArea, kernels->byte_lanes);
     rows = resize_taps(s.height, s.height, y0, y1 - y0, Interpolation::kNearest, false);
     columns = resize_taps(s.width, s.width, x0, x1 - x0, Interpolation::kNearest, false);
   }

@@ -54,4 +54,22 @@ inline void bytes_horizontal_scalar(const std::uint8_t* src, const BytesFilter& 
   }
 }
 
+inline void bytes_vertical_scalar(const std::uint8_t* const* rows, const std::int16_t* weight, int taps, int precision,
+                                  std::uint8_t* dst, int n) {
+  constexpr int kBlock = 64;  // rows and dst are padded scratch: whole blocks
+  for (int x = 0; x < n; x += kBlock) {
+    std::int32_t sum[kBlock];
+    for (int j = 0; j < kBlock; ++j) sum[j] = 1 << (precision - 1);
+    for (int k = 0; k < taps; ++k) {
+      const std::int32_t w = weight[k];
+      const std::uint8_t* row = rows[k] + x;
+      for (int j = 0; j < kBlock; ++j) sum[j] += w * row[j];
+    }
+    for (int j = 0; j < kBlock; ++j) {
+      const std::int32_t v = sum[j] >> precision;
+      dst[x + j] = static_cast<std::uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+  }
+}
+
 }  // namespace mmcore

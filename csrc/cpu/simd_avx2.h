@@ -132,26 +132,76 @@ struct V {
         return bytes_loop<0>(src, next, f, dst);
     }
   }
-  static inline __m128i bytes_dot(const std::uint8_t* x, const std::int16_t* w, int taps) {
-    __m128i sum = _mm_setzero_si128();
-    for (int k = 0; k < taps; k += 8) {
-      const __m128i v = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + k)));
-      sum = _mm_add_epi32(sum, _mm_madd_epi16(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + k))));
+  // 8 sums to bytes: rounded, shifted, clamped.
+  static inline void store_fixed(std::uint8_t* p, __m256i sum, __m128i shift) {
+    const __m256i v = _mm256_sra_epi32(sum, shift);
+    const __m256i b = _mm256_packus_epi16(_mm256_packs_epi32(v, v), v);
+    const int low = _mm_cvtsi128_si32(_mm256_castsi256_si128(b));
+    const int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(b, 1));
+    std::memcpy(p, &low, 4);
+    std::memcpy(p + 4, &high, 4);
+  }
+  static inline void bytes_windows(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
+    const __m256i half = _mm256_set1_epi32(1 << (f.precision - 1));
+    const __m128i shift = _mm_cvtsi32_si128(f.precision);
+    const int pairs = (f.taps + 1) / 2;
+    const std::int8_t* bytes = f.bytes.data();
+    const std::int16_t* weight = f.weight.data();
+    for (int i = 0, g = 0; i < f.size; i += 8, g += 2) {
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + f.start[g]));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + f.start[g + 1]));
+      const __m256i window = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+      __m256i sum = half;
+      for (int k = 0; k < pairs; ++k, bytes += 32, weight += 16) {
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(window, at), w));
+      }
+      store_fixed(dst + i, sum, shift);
+    }
+  }
+  static inline __m256i bytes_dot(const std::uint8_t* x, const std::int16_t* w, int taps) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int k = 0; k < taps; k += 16) {
+      const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + k)));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + k))));
     }
     return sum;
   }
   static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
+    if (f.windows) return bytes_windows(src, f, dst);
     const __m128i half = _mm_set1_epi32(1 << (f.precision - 1)), shift = _mm_cvtsi32_si128(f.precision);
     for (int i = 0; i < f.size; i += 4) {
-      __m128i s[4];
+      __m256i s[4];
       for (int j = 0; j < 4; ++j) {
         s[j] = bytes_dot(src + f.start[i + j], &f.weight[static_cast<std::size_t>(i + j) * f.taps], f.taps);
       }
-      __m128i v = _mm_hadd_epi32(_mm_hadd_epi32(s[0], s[1]), _mm_hadd_epi32(s[2], s[3]));
+      const __m256i sums = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+      __m128i v = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
       v = _mm_sra_epi32(_mm_add_epi32(v, half), shift);
       v = _mm_packus_epi16(_mm_packs_epi32(v, v), v);
       const int four = _mm_cvtsi128_si32(v);
       std::memcpy(dst + i, &four, 4);
+    }
+  }
+  // Rows of padded scratch, whole vectors. Two rows at a time: their bytes side by side, one multiply-add each.
+  static void bytes_vertical(const std::uint8_t* const* rows, const std::int16_t* weight, int taps, int precision,
+                             std::uint8_t* dst, int n) {
+    const __m256i half = _mm256_set1_epi32(1 << (precision - 1));
+    const __m128i shift = _mm_cvtsi32_si128(precision), none = _mm_setzero_si128();
+    for (int x = 0; x < n; x += 16) {
+      __m256i low = half, high = half;
+      for (int k = 0; k < taps; k += 2) {
+        const bool two = k + 1 < taps;
+        const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[k] + x));
+        const __m128i b = two ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[k + 1] + x)) : none;
+        const int second = two ? weight[k + 1] : 0;
+        const __m256i w = _mm256_set1_epi32((second << 16) | (weight[k] & 0xffff));
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)), w));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)), w));
+      }
+      store_fixed(dst + x, low, shift);
+      store_fixed(dst + x + 8, high, shift);
     }
   }
 };

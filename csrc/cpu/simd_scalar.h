@@ -74,4 +74,8 @@ struct V {
   static void bytes_horizontal(const std::uint8_t* src, const BytesFilter& f, std::uint8_t* dst) {
     bytes_horizontal_scalar(src, f, dst);
   }
+  static void bytes_vertical(const std::uint8_t* const* rows, const std::int16_t* weight, int taps, int precision,
+                             std::uint8_t* dst, int n) {
+    bytes_vertical_scalar(rows, weight, taps, precision, dst, n);
+  }
 };

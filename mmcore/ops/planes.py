@@ -100,6 +100,7 @@ class Planes:
 
 
 def pixel_format(name: str) -> PixelFormat:
+    """Look up a pixel format that can be read as planes; UnsupportedError for another."""
     fmt = PIXEL_FORMATS.get(name)
     if fmt is None:
         raise UnsupportedError(
@@ -109,6 +110,7 @@ def pixel_format(name: str) -> PixelFormat:
 
 
 def check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: int) -> None:
+    """Refuse planes that are not dense CPU tensors of the format's dtype and at least its shape."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int):
             raise TypeError(f"Planes: {name}: expected an int, got {value!r}")
@@ -152,6 +154,7 @@ def color_spec(frame: av.VideoFrame, transform: FrameTransform, codec_name: str 
 def stream_color(
     format_name: str, colorspace: int, color_range: int, transform: FrameTransform, codec_name: str | None
 ) -> ColorSpec:
+    """Resolve colours from FFmpeg\'s tags of a frame (AVColorSpace, AVColorRange) and a transform\'s overrides."""
     # AVColorSpace: 1 BT.709; 9 and 10 BT.2020. Every other value, unspecified among them, reads as BT.601.
     stream_matrix = "709" if colorspace == 1 else "2020" if colorspace in (9, 10) else "601"
     full = color_range == 2 or format_name.startswith("yuvj")  # AVCOL_RANGE_JPEG
@@ -170,6 +173,7 @@ def planes_color(
     chroma_location: str | None,
     transform: FrameTransform,
 ) -> ColorSpec:
+    """Resolve colours from what Planes say of themselves and a transform\'s overrides."""
     full = fmt.full_range if full_range is None else full_range
     return ColorSpec(
         transform.matrix or matrix or "601",
@@ -191,6 +195,7 @@ def check_device(device: str | torch.device) -> None:
 
 
 def prepare_out(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Check a given ``out`` against shape and dtype, or take one from the pool."""
     if out is None:
         return empty_output(shape, dtype)
     if not isinstance(out, Tensor):
@@ -219,6 +224,7 @@ def convert_planes(
     transform: FrameTransform,
     out: Tensor | None,
 ) -> Tensor:
+    """Convert (T, rows, samples) planes on the active backend into a batch in the transform\'s layout."""
     fmt = pixel_format(format_name)
     g = transform.geometry(height, width)
     planes = [
