@@ -33,7 +33,7 @@ def test_every_isa_between_guard_pages(isa: str) -> None:
     if isa not in mmcore.build_info()["isa_available"]:
         pytest.skip(f"this machine has no {isa}")
     harness = Path(__file__).with_name("frames_harness.py")
-    env = {**os.environ, "MMCORE_ISA": isa}
+    env = {**os.environ, "MMCORE_ISA": isa, "PYTHONPATH": str(harness.parent)}
     done = subprocess.run([sys.executable, harness], env=env, capture_output=True, text=True, timeout=280)
     last = done.stderr.splitlines()[-30:]
     assert done.returncode == 0, "\n".join([*done.stdout.splitlines()[-30:], *last])

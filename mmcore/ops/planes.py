@@ -154,7 +154,7 @@ def color_spec(frame: av.VideoFrame, transform: FrameTransform, codec_name: str 
 def stream_color(
     format_name: str, colorspace: int, color_range: int, transform: FrameTransform, codec_name: str | None
 ) -> ColorSpec:
-    """Resolve colours from FFmpeg\'s tags of a frame (AVColorSpace, AVColorRange) and a transform\'s overrides."""
+    """Resolve colours from FFmpeg's tags (AVColorSpace, AVColorRange) and a transform's overrides."""
     # AVColorSpace: 1 BT.709; 9 and 10 BT.2020. Every other value, unspecified among them, reads as BT.601.
     stream_matrix = "709" if colorspace == 1 else "2020" if colorspace in (9, 10) else "601"
     full = color_range == 2 or format_name.startswith("yuvj")  # AVCOL_RANGE_JPEG
@@ -173,7 +173,7 @@ def planes_color(
     chroma_location: str | None,
     transform: FrameTransform,
 ) -> ColorSpec:
-    """Resolve colours from what Planes say of themselves and a transform\'s overrides."""
+    """Resolve colours from what Planes say of themselves and a transform's overrides."""
     full = fmt.full_range if full_range is None else full_range
     return ColorSpec(
         transform.matrix or matrix or "601",
@@ -224,7 +224,7 @@ def convert_planes(
     transform: FrameTransform,
     out: Tensor | None,
 ) -> Tensor:
-    """Convert (T, rows, samples) planes on the active backend into a batch in the transform\'s layout."""
+    """Convert (T, rows, samples) planes on the active backend into a batch in the transform's layout."""
     fmt = pixel_format(format_name)
     g = transform.geometry(height, width)
     planes = [
