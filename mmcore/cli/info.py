@@ -152,17 +152,18 @@ def describe(metadata: VideoStreamMetadata) -> dict[str, Any]:
 
 def _timing(decoder: Any) -> dict[str, Any]:
     """Regularity of the frames' times, and where decoding can start."""
-    index = decoder._index
-    steps = [b - a for a, b in pairwise(index.pts)]
-    groups = [b - a for a, b in pairwise([*index.sync_frame, len(index)])]
+    times = decoder.frame_times
+    shown, unit = times.pts_seconds, float(times.time_base)
+    steps = shown.diff()
+    shortest, longest = (steps.min().item(), steps.max().item()) if len(steps) else (None, None)
     return {
         # containers round times to their own unit, so steps of a constant rate may differ by one unit
-        "variable_frame_rate": bool(steps) and max(steps) - min(steps) > 1,
-        "shortest_frame_seconds": index.seconds(min(steps)) if steps else None,
-        "longest_frame_seconds": index.seconds(max(steps)) if steps else None,
-        "num_keyframes": len(index.sync_frame),
-        "longest_gop_frames": max(groups),
-        "damage": index.damage,
+        "variable_frame_rate": len(steps) > 0 and longest - shortest > 1.5 * unit,
+        "shortest_frame_seconds": shortest,
+        "longest_frame_seconds": longest,
+        "num_keyframes": len(times.key_frames),
+        "longest_gop_frames": max(b - a for a, b in pairwise([*times.key_frames.tolist(), len(times)])),
+        "damage": decoder.metadata.damage,
     }
 
 

@@ -46,23 +46,20 @@ def select(
             if not -count <= i < count:
                 raise IndexError(f"--indices: {i} is out of range, the stream has {count} frames")
         return [i % count for i in indices], None
-    index = decoder._index
-    begin, end = index.start_seconds(0), index.seconds(index.end)
-    start, stop = begin if start is None else start, end if stop is None else stop
-    if not (begin <= start < stop <= end + 1e-9):  # False for NaN too
-        raise ValueError(
-            f"--start, --stop: expected {begin:.3f} <= start < stop <= {end:.3f} (seconds),"
-            f" got {start} and {stop}"
-        )
+    meta = decoder.metadata
+    end = meta.end_stream_seconds
+    if start is None:
+        start = meta.begin_stream_seconds
+    if stop is None or (end is not None and end < stop < end + 1e-3):  # info prints milliseconds
+        stop = start if end is None else end
+    try:
+        chosen, grid = decoder.find_frames_played_in_range(start, stop, fps=fps)
+    except ValueError as error:
+        raise ValueError(f"--start, --stop, --fps: {error}") from None
+    if not chosen:
+        raise ValueError(f"--start, --stop: there is no frame from {start} to before {stop} s")
     if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"--fps: expected a positive number, got {fps}")
-        # as in get_frames_played_in_range: rounding of start + i/fps must not choose the frame
-        slack = 1e-3
-        steps = math.ceil((stop - start) * fps - slack)
-        times = [start + i / fps for i in range(steps)]
-        return [index.frame_played_at(t + slack / fps) for t in times], times
-    chosen = list(range(index.frame_played_at(start), index.first_frame_from(stop)))
+        return chosen, grid.tolist()
     if every is not None:
         return chosen[::every], None
     if num is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .frame import Frame, FrameBatch
+from .frame import Frame, FrameBatch, FrameTimes
 from .metadata import VideoStreamMetadata
 from .video_decoder import VideoDecoder
 
-__all__ = ["Frame", "FrameBatch", "VideoDecoder", "VideoStreamMetadata"]
+__all__ = ["Frame", "FrameBatch", "FrameTimes", "VideoDecoder", "VideoStreamMetadata"]

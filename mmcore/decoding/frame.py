@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import Tensor
 
-__all__ = ["Frame", "FrameBatch"]
+__all__ = ["Frame", "FrameBatch", "FrameTimes"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,3 +57,26 @@ class FrameBatch:
     def __iter__(self) -> Iterator[Tensor]:
         """Unpack as (data, pts_seconds, duration_seconds)."""
         return iter((self.data, self.pts_seconds, self.duration_seconds))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameTimes:
+    """When the frames of a stream are shown, and where decoding can start.
+
+    Attributes
+    ----------
+    pts_seconds, duration_seconds : Tensor
+        (number of frames,) float64, as in :class:`Frame`.
+    key_frames : Tensor
+        (number of entry points,) int64, ascending: the frames at which decoding can start.
+    time_base : Fraction
+        The file's unit of time in seconds: all times are multiples of it.
+    """
+
+    pts_seconds: Tensor
+    duration_seconds: Tensor
+    key_frames: Tensor
+    time_base: Fraction
+
+    def __len__(self) -> int:
+        return len(self.pts_seconds)

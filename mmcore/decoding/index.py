@@ -9,9 +9,10 @@ Memory: 44 bytes per packet.
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeAlias
@@ -31,6 +32,8 @@ __all__ = ["FrameIndex", "Opened", "approximate_index", "build_index", "is_empty
 _TIMED = frozenset({"mp4", "matroska", "mpegts", "flv", "gif", "nut", "asf", "ogg", "ivf", "mxf"})
 _FIELD_CODED = (2, 3, 4, 5)  # AVFieldOrder: anything but unknown and progressive
 _PROBE_FRAMES = 8
+_GRID_TOLERANCE = 1e-3  # of the length of a frame
+_GRID_LIMIT = 1 << 22
 
 Opened: TypeAlias = "tuple[InputContainer, VideoStream]"
 
@@ -94,6 +97,29 @@ class FrameIndex:
         # bisect on exact rationals would be slow; compare in the same float64 that users see as pts_seconds
         frame = bisect_right(self.pts, seconds, key=self.seconds) - 1
         return max(frame, 0)
+
+    def played_in_range(
+        self, start: float, stop: float, fps: float | None
+    ) -> tuple[Sequence[int], list[float] | None]:
+        """Frames shown from ``start`` to before ``stop``; with ``fps``, those of a grid and the grid's times.
+
+        Raises
+        ------
+        ValueError
+            If the grid has more than 2**22 times.
+        """
+        if fps is None:
+            first = self.frame_played_at(start)
+            return range(first, self.first_frame_from(stop) if start < stop else first), None
+        steps = (stop - start) * fps
+        if steps > _GRID_LIMIT:
+            raise ValueError(f"fps: {fps} asks for {steps:.4g} frames, more than {_GRID_LIMIT}")
+        # The frames must not depend on the rounding of start + i/fps.
+        count = max(math.ceil(steps - _GRID_TOLERANCE), int(start < stop))
+        frame_seconds = (self.seconds(self.end) - self.start_seconds(0)) / len(self)
+        slack = _GRID_TOLERANCE * min(frame_seconds, 1 / fps)
+        times = [start + i / fps for i in range(count)]
+        return [self.frame_played_at(t + slack) for t in times], times
 
     def first_frame_from(self, seconds: float) -> int:
         """The first frame that appears at or after ``seconds``."""
@@ -194,7 +220,8 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
             incomplete = packet.is_corrupt
     except av.FFmpegError as error:
         damage = error.strerror
-    samples = len(stream.index_entries) if "mp4" in container.format.name.split(",") else 0
+    formats = container.format.name.split(",")
+    samples = len(stream.index_entries) if "mp4" in formats else stream.frames if "avi" in formats else 0
     if damage is None and len(pts) < samples:
         damage = f"{samples - len(pts)} of {samples} samples lie beyond its end"
     if damage is not None and incomplete:

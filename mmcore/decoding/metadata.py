@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -45,7 +47,7 @@ class VideoStreamMetadata:
         In pixels, as displayed: after ``rotation``.
     rotation : int
         Degrees clockwise by which decoded frames are turned for display: 0, 90, 180 or 270. Already applied
-        to every frame the decoder gives.
+        to every frame the decoder gives. Mirroring, which the display matrix may also ask for, is not.
     pixel_format : str
         FFmpeg's name, such as "yuv420p10le".
     color_space, color_primaries, color_transfer_characteristic, color_range : str or None
@@ -61,6 +63,8 @@ class VideoStreamMetadata:
     begin_stream_seconds_from_content, end_stream_seconds_from_content : float or None
     num_frames_from_content : int or None
         What the frames say; None with ``seek_mode="approximate"``.
+    damage : str or None
+        Why reading the file ended before its end, if it did: then the last frames are missing.
     """
 
     stream_index: int
@@ -82,6 +86,7 @@ class VideoStreamMetadata:
     begin_stream_seconds_from_content: float | None
     end_stream_seconds_from_content: float | None
     num_frames_from_content: int | None
+    damage: str | None = None
 
     @property
     def num_frames(self) -> int | None:
@@ -117,8 +122,16 @@ class VideoStreamMetadata:
 
 
 def clockwise_rotation(frame: VideoFrame) -> int:
-    """Degrees clockwise by which ``frame`` is turned for display; angles between right angles count as 0."""
-    angle = -round(frame.rotation) % 360
+    """Degrees clockwise by which ``frame`` is turned for display; angles between right angles count as 0.
+
+    Of a matrix that also mirrors, the turn that leaves the picture upright.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    mirrored = a * d < b * c
+    angle = round(math.degrees(math.atan2(c if mirrored else -c, d))) % 360
     return angle if angle % 90 == 0 else 0
 
 
@@ -156,4 +169,5 @@ def read_metadata(
         begin_stream_seconds_from_content=index.start_seconds(0) if index.exact else None,
         end_stream_seconds_from_content=index.seconds(index.end) if index.exact else None,
         num_frames_from_content=len(index) if index.exact else None,
+        damage=index.damage,
     )

@@ -76,11 +76,24 @@ class FrameReader:
         self.codec_name: str = opened[1].codec_context.codec.canonical_name
         if exact:
             self.index: FrameIndex = build_index(opened, self._open, source.name)
+            self._check_length()
         else:
             self.index = approximate_index(*opened, source.name)
         self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
         # packet numbers [first, end) that lack a reference, and why
         self._broken: list[tuple[int, int, str]] = []
+
+    def _check_length(self) -> None:
+        container, _ = self.opened()
+        index = self.index
+        if index.damage is not None or "matroska" not in container.format.name:
+            return
+        missing = self.source.matroska_shortage()
+        told = container.duration
+        last = index.duration_seconds(len(index) - 1)
+        # Without its tail of tables alone, all frames are there.
+        if missing and (told is None or told / 1_000_000 - index.seconds(index.end) > last / 2):
+            index.damage = f"{missing} bytes lie beyond its end"
 
     def _forget(self) -> None:
         self.container: InputContainer | None = None
@@ -207,7 +220,10 @@ class FrameReader:
             try:
                 frame = find(target)
             except BaseException:
-                self._frames = None  # its position is unknown: the next read seeks
+                if target in self._lost:
+                    self._frames = None  # its position is unknown: the next read seeks
+                else:
+                    self.close()  # interrupted, or the source failed: nothing of it can be relied on
                 raise
             yield target, frame
 

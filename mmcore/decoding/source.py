@@ -24,6 +24,7 @@ _PLAYLIST_HEADS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 # Python objects are read through a callback that takes the GIL: few large reads cost less.
 _OBJECT_BUFFER = 1 << 18
+_HEAD = 4096
 
 
 @cache
@@ -73,11 +74,8 @@ class Source:
             self._set_content(source.cpu().numpy().tobytes())
         elif all(callable(getattr(source, method, None)) for method in ("read", "seek", "tell")):
             self.name = f"<file object {getattr(source, 'name', type(source).__name__)}>"
-            if hasattr(source, "seekable") and not source.seekable():
-                raise TypeError(f"source: {self.name} cannot seek; read it whole and pass the bytes instead")
-            if not isinstance(source.read(0), bytes):
-                raise TypeError(f"source: {self.name} gives text; open it in binary mode, open(path, 'rb')")
             self._object = source
+            self._check_object()
         else:
             raise TypeError(
                 "source: expected a path, bytes, a 1-D uint8 Tensor, or a binary file object with read, seek"
@@ -89,6 +87,18 @@ class Source:
         if not content:
             raise DecodeError("source: the bytes are empty, expected the content of a media file")
         self._object = content
+
+    def _check_object(self) -> None:
+        source = self._object
+        try:
+            seekable = not hasattr(source, "seekable") or source.seekable()
+            text = isinstance(source.read(0), str)
+        except Exception as error:
+            raise DecodeError(f"{self.name}: cannot be read: {type(error).__name__}: {error}") from error
+        if not seekable:
+            raise TypeError(f"source: {self.name} cannot seek; read it whole and pass the bytes instead")
+        if text:
+            raise TypeError(f"source: {self.name} gives text; open it in binary mode, open(path, 'rb')")
 
     def _check_path(self) -> None:
         path = self.name
@@ -135,28 +145,40 @@ class Source:
             elif isinstance(self._object, bytes):
                 container = av.open(io.BytesIO(self._object), buffer_size=_OBJECT_BUFFER, **settings)
             else:
-                self._object.seek(0)
-                container = av.open(_Unclosed(self._object), buffer_size=_OBJECT_BUFFER, **settings)
+                file = _FileObject(self._object, self.name)
+                container = av.open(file, buffer_size=_OBJECT_BUFFER, **settings)
         except av.FFmpegError as error:
-            if not self.network and self._head().startswith(_PLAYLIST_HEADS):
+            if not self.network and self._head_and_size()[0].lstrip().startswith(_PLAYLIST_HEADS):
                 raise UnsupportedError(
                     f"{self.name}: is a playlist, which names further files: pass network=True to follow it"
                 ) from error
             raise DecodeError(f"{self.name}: cannot be opened as a media file: {error.strerror}") from error
         return container
 
-    def _head(self) -> bytes:
-        """The first bytes, for a better error message; empty if they cannot be had."""
+    def matroska_shortage(self) -> int:
+        """How many bytes a Matroska file lacks of the length that it says it has; 0 if it does not say.
+
+        FFmpeg takes any end of such a file for its proper end.
+        """
+        head, size = self._head_and_size()
+        segment = _skip_element(head, 0)
+        if segment is None or head[segment : segment + 4] != b"\x18\x53\x80\x67":
+            return 0
+        end = _skip_element(head, segment)
+        return 0 if end is None else max(0, end - size)
+
+    def _head_and_size(self) -> tuple[bytes, int]:
+        """The first bytes and the number of all; nothing if they cannot be had."""
         try:
             if self._path is not None:
                 with open(self._path, "rb") as file:
-                    return file.read(64).lstrip()
+                    return file.read(_HEAD), os.path.getsize(self._path)
             if isinstance(self._object, bytes):
-                return self._object[:64].lstrip()
-            self._object.seek(0)
-            return bytes(self._object.read(64)).lstrip()
-        except OSError:
-            return b""
+                return self._object[:_HEAD], len(self._object)
+            reader = _FileObject(self._object, self.name)
+            return reader.read(_HEAD), reader.seek(0, os.SEEK_END)
+        except (OSError, DecodeError):
+            return b"", 0
 
     def __getstate__(self) -> dict[str, Any]:
         if self._object is not None and not isinstance(self._object, (bytes, io.BytesIO)):
@@ -166,9 +188,64 @@ class Source:
         return self.__dict__.copy()
 
 
-class _Unclosed:
-    """The part of a file object that reading needs: whoever opened the file closes it."""
+def _skip_element(content: bytes, start: int) -> int | None:
+    """Where the EBML element at ``start`` ends; None if it does not say."""
+    position, value, width = start, 0, 0
+    for kept in (True, False):  # its id, whose length bits count as part of it, and its size, whose do not
+        if position >= len(content) or not content[position]:
+            return None
+        width = 9 - content[position].bit_length()
+        value = int.from_bytes(content[position : position + width])
+        position += width
+        if not kept:
+            value &= (1 << 7 * width) - 1
+    unknown = value == (1 << 7 * width) - 1
+    return None if unknown or position > len(content) else position + value
 
-    def __init__(self, file: Any) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-        self.name = str(getattr(file, "name", ""))
+
+class _FileObject:
+    """What FFmpeg needs of a file object, whose answers are checked: PyAV copies whatever ``read`` returns.
+
+    Keeps its own position, so that the file may be read by others in between, and never closes it.
+    """
+
+    def __init__(self, file: Any, label: str) -> None:
+        self.name = str(getattr(file, "name", ""))  # its ending helps FFmpeg to recognise the format
+        self._file = file
+        self._label = label
+        self._position = 0
+        self._failed = False
+
+    def read(self, count: int) -> bytes:
+        if self._failed:
+            return b""  # FFmpeg tries on after an error; PyAV prints every one but the first
+        try:
+            self._file.seek(self._position)
+            content = self._file.read(count)
+            if not isinstance(content, bytes):
+                content = bytes(memoryview(content))
+            if len(content) > count:
+                raise ValueError(f"read({count}) gave {len(content)} bytes")
+        except Exception as error:
+            raise self._failure(error) from error
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END and not self._failed:
+            try:
+                self._file.seek(offset, os.SEEK_END)
+                offset = int(self._file.tell())
+            except Exception as error:
+                raise self._failure(error) from error
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._position
+
+    def _failure(self, error: Exception) -> DecodeError:
+        self._failed = True
+        return DecodeError(f"{self._label}: reading failed: {type(error).__name__}: {error}")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mmcore.errors import DecodeError, UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform, Patches
+from mmcore.ops.planes import check_device, prepare_out
 
-from .frame import Frame, FrameBatch
+from .frame import Frame, FrameBatch, FrameTimes
 from .index import FrameIndex
 from .metadata import VideoStreamMetadata, clockwise_rotation, read_metadata
 from .reader import FrameReader
@@ -25,9 +26,6 @@ from .source import Source
 __all__ = ["VideoDecoder"]
 
 _UINT8 = FrameTransform(dtype=torch.uint8)
-# The frames of a grid of times must not depend on the rounding of start + i/fps: a thousandth of a frame's
-# length.
-_GRID_TOLERANCE = 1e-3
 
 
 class VideoDecoder:
@@ -97,11 +95,7 @@ class VideoDecoder:
         on_error: str = "raise",
         network: bool = False,
     ) -> None:
-        if torch.device(device).type != "cpu":
-            raise UnsupportedError(
-                f"device: decoding to {str(device)!r} is not available; decode on the CPU and move the"
-                f" result: decoder[i].to({str(device)!r})"
-            )
+        check_device(device)
         if seek_mode not in ("exact", "approximate"):
             raise ValueError(f"seek_mode: expected 'exact' or 'approximate', got {seek_mode!r}")
         if on_error in ("skip", "nearest"):
@@ -143,6 +137,23 @@ class VideoDecoder:
                 self._metadata = read_metadata(*self._reader.opened(), index, first)
         return self._metadata
 
+    @property
+    def frame_times(self) -> FrameTimes:
+        """The times of all frames, and the key frames; with ``seek_mode="approximate"`` as computed.
+
+        Nothing is read or decoded; every access makes new tensors.
+        """
+        index = self._index
+        pts = torch.tensor(index.pts, dtype=torch.int64)
+        lengths = torch.diff(pts, append=torch.tensor([index.end]))
+        unit = index.time_base
+        return FrameTimes(
+            pts * unit.numerator / unit.denominator,
+            lengths * unit.numerator / unit.denominator,
+            torch.tensor(index.sync_frame, dtype=torch.int64),
+            unit,
+        )
+
     def __len__(self) -> int:
         return len(self._index)
 
@@ -169,7 +180,11 @@ class VideoDecoder:
             If a frame cannot be decoded.
         """
         if isinstance(key, slice):
-            return self._batch(range(*key.indices(len(self))), None).data
+            try:
+                numbers = range(*key.indices(len(self)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"key: {key}: {error}") from None
+            return self._batch(numbers, None).data
         return self._frame(self._number("key", key), None).data
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -300,29 +315,49 @@ class VideoDecoder:
             is not positive.
         TypeError, DecodeError
         """
+        numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
+        batch = self._batch(numbers, out)
+        if times is None or fps is None:
+            return batch
+        pts = torch.tensor(times, dtype=torch.float64)
+        return FrameBatch(batch.data, pts, torch.full_like(pts, 1 / float(fps)), batch.valid)
+
+    def find_frames_played_in_range(
+        self, start_seconds: float, stop_seconds: float, *, fps: float | None = None
+    ) -> tuple[list[int], Tensor]:
+        """Which frames :meth:`get_frames_played_in_range` gives, without decoding them.
+
+        Returns
+        -------
+        (list of int, Tensor)
+            The frames' numbers, and the (N,) float64 times that their batch would carry.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`get_frames_played_in_range`.
+        """
+        numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
+        if times is None:
+            times = [self._index.start_seconds(i) for i in numbers]
+        return list(numbers), torch.tensor(times, dtype=torch.float64)
+
+    def _played_in_range(
+        self, start_seconds: float, stop_seconds: float, fps: float | None
+    ) -> tuple[Sequence[int], list[float] | None]:
         index = self._index
         begin, end = index.start_seconds(0), index.seconds(index.end)
         start, stop = _seconds("start_seconds", start_seconds), _seconds("stop_seconds", stop_seconds)
+        if fps is not None:
+            fps = _seconds("fps", fps)
+            if not 1e-9 <= fps:  # the reciprocal of less may overflow
+                raise ValueError(f"fps: expected a positive number, got {fps}")
         if not begin <= start <= stop <= end:
             raise ValueError(
                 f"start_seconds, stop_seconds: [{start}, {stop}) is no range of {self._name}, whose frames"
                 f" are shown from {begin} to {end} s"
             )
-        if fps is None:
-            first = index.frame_played_at(start)
-            return self._batch(range(first, index.first_frame_from(stop) if start < stop else first), out)
-        fps = _seconds("fps", fps)
-        if fps <= 0:
-            raise ValueError(f"fps: expected a positive number, got {fps}")
-        count = max(0, math.ceil((stop - start) * fps - _GRID_TOLERANCE))
-        times = [start + i / fps for i in range(count)]
-        batch = self._batch([index.frame_played_at(t + _GRID_TOLERANCE / fps) for t in times], out)
-        return FrameBatch(
-            batch.data,
-            torch.tensor(times, dtype=torch.float64),
-            torch.full((count,), 1 / fps, dtype=torch.float64),
-            batch.valid,
-        )
+        return index.played_in_range(start, stop, fps)
 
     # --- life
 
@@ -330,6 +365,11 @@ class VideoDecoder:
         """Release the file and the codec; reading then raises ValueError, closing again does nothing."""
         with self._lock:
             self._closed = True
+            self._reader.close()
+
+    def __del__(self) -> None:
+        # The reader and its generators refer to each other: their codec would wait for the garbage collector.
+        with contextlib.suppress(Exception):
             self._reader.close()
 
     def __enter__(self) -> VideoDecoder:
@@ -422,9 +462,7 @@ class VideoDecoder:
     def _empty(self, out: Tensor | None) -> Tensor:
         metadata = self.metadata
         shape = self._transform.output_shape(0, metadata.height, metadata.width)
-        if out is not None and out.shape != shape:
-            raise ValueError(f"out: expected shape {shape} for no frames, got {tuple(out.shape)}")
-        return torch.empty(shape, dtype=self._transform.dtype) if out is None else out
+        return prepare_out(out, shape, self._transform.dtype)
 
     # --- arguments
 
@@ -458,6 +496,9 @@ class VideoDecoder:
 
 
 def _integer(name: str, value: Any) -> int:
+    # A bool, or a Tensor of them, is a mask taken for a list of numbers.
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        raise TypeError(f"{name}: expected an int, got {value!r}")
     try:
         return operator.index(value)
     except TypeError:
@@ -469,6 +510,8 @@ def _seconds(name: str, value: Any, *, finite: bool = True) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
     if finite and not math.isfinite(number):
