@@ -185,7 +185,8 @@ def _usual(path: Path) -> torch.Tensor:
             size = (SHORT_SIDE, SHORT_SIDE * rgb.shape[3] // rgb.shape[2])
             x = torch.nn.functional.interpolate(rgb, size, mode="bilinear", antialias=True)
             top, left = round((size[0] - CROP) / 2), round((size[1] - CROP) / 2)
-            result.append((x[0, :, top : top + CROP, left : left + CROP] / 255 - mean) / std)
+            x = x[0, :, top : top + CROP, left : left + CROP].to(torch.float32)
+            result.append(x.div_(255).sub_(mean).div_(std))
     return torch.stack(result)
 
 
