@@ -195,8 +195,10 @@ struct V {
         const bool two = k + 1 < taps;
         const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[k] + x));
         const __m128i b = two ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[k + 1] + x)) : none;
-        const int second = two ? weight[k + 1] : 0;
-        const __m256i w = _mm256_set1_epi32((second << 16) | (weight[k] & 0xffff));
+        const std::int16_t pair[2] = {weight[k], two ? weight[k + 1] : std::int16_t{0}};
+        std::int32_t both;
+        std::memcpy(&both, pair, 4);
+        const __m256i w = _mm256_set1_epi32(both);
         low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)), w));
         high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)), w));
       }
