@@ -22,7 +22,7 @@ from mmcore.ops.planes import ColorSpec, Planes
 from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from mmcore.decoding import Frame, FrameBatch, VideoDecoder, VideoStreamMetadata
+    from mmcore.decoding import Frame, FrameBatch, FrameTimes, VideoDecoder, VideoStreamMetadata
     from mmcore.sample import write_sample
 
 __version__: str = _core.__version__
@@ -34,6 +34,7 @@ __all__ = [
     "Frame",
     "FrameBatch",
     "FrameBatchBuilder",
+    "FrameTimes",
     "FrameTransform",
     "MMCoreError",
     "Patches",
@@ -60,6 +61,7 @@ __all__ = [
 _LAZY = {
     "Frame": "mmcore.decoding",
     "FrameBatch": "mmcore.decoding",
+    "FrameTimes": "mmcore.decoding",
     "VideoDecoder": "mmcore.decoding",
     "VideoStreamMetadata": "mmcore.decoding",
     "write_sample": "mmcore.sample",

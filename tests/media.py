@@ -105,6 +105,24 @@ def _write_subtitle(container: Any, stream: Any) -> None:
     container.mux(packet)
 
 
+def write_sizes(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """Four numbered Motion JPEG pictures of each (height, width), in one stream."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *sizes[0], "yuvj420p"
+        output.start_encoding()
+        for i, size in enumerate(size for size in sizes for _ in range(4)):
+            encoder: Any = av.CodecContext.create("mjpeg", "w")
+            encoder.height, encoder.width, encoder.pix_fmt = *size, "yuvj420p"
+            encoder.time_base = Fraction(1, 25)
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), "rgb24").reformat(format="yuvj420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            for packet in [*encoder.encode(frame), *encoder.encode(None)]:
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                output.mux(packet)
+    return path
+
+
 def remux(
     source: Path, target: Path, *, shift: int = 0, skip: int = 0, options: dict[str, str] | None = None
 ) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -112,3 +113,15 @@ def test_patches_that_do_not_divide_the_frame_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^layout: frames of 224x230 pixels .* multiples of .* = 28"):
         transform.output_shape(2, 480, 640)
     assert mmcore.patches(14).grid(3, 224, 280) == (2, 16, 20)
+
+
+def test_numbers_of_numpy_and_torch_are_taken() -> None:
+    box = tuple(np.array([1, 2, 3, 4]))
+    taken = FrameTransform(crop=box, mean=np.float32(0.5), std=torch.tensor([0.25, 0.5, 1.0]))
+    assert taken == FrameTransform(crop=(1, 2, 3, 4), mean=0.5, std=(0.25, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(("name", "value"), [("std", 1e-320), ("mean", 1e300), ("scale", 1e-40)])
+def test_numbers_beyond_float32_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a finite number that float32 can hold"):
+        FrameTransform(**{name: value})

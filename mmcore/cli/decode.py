@@ -13,7 +13,7 @@ import typer
 
 from mmcore.cli.info import describe
 from mmcore.cli.pictures import to_pictures, write_sheet
-from mmcore.cli.render import console, format_bytes
+from mmcore.cli.render import console, format_bytes, warn
 from mmcore.cli.selection import read, select, spread
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Matrix(Enum):
 
 def _numbers(text: str, option: str, kind: type, form: str) -> list[Any]:
     try:
-        return [kind(part) for part in text.replace("x", ",").split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"expected {form}, got {text!r}", param_hint=option) from None
 
@@ -78,7 +78,7 @@ def _numbers(text: str, option: str, kind: type, form: str) -> list[Any]:
 def _size(text: str | None, option: str) -> Any:
     if text is None:
         return None
-    values = _numbers(text, option, int, "N or HEIGHTxWIDTH, as 224 or 224x320")
+    values = _numbers(text.replace("x", ","), option, int, "N or HEIGHTxWIDTH, as 224 or 224x320")
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -95,7 +95,11 @@ def _layout(text: str) -> Any:
         return text.upper()
     from mmcore import patches
 
-    return patches(*_numbers(sizes, "--layout", int, "patches:PATCH[,TEMPORAL[,MERGE]], as patches:14,2,2"))
+    form = "patches:PATCH[,TEMPORAL[,MERGE]], as patches:14,2,2"
+    values = _numbers(sizes, "--layout", int, form)
+    if len(values) > 3:
+        raise typer.BadParameter(f"expected {form}, got {text!r}", param_hint="--layout")
+    return patches(*values)
 
 
 def decode(
@@ -148,6 +152,8 @@ def decode(
     if output is not None and output.suffix.lower() not in WRITERS:
         expected = ", ".join(WRITERS)
         raise typer.BadParameter(f"{output}: expected a name that ends in {expected}", param_hint="--output")
+    if preview is not None and preview.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{preview}: expected a name that ends in .png", param_hint="--preview")
     chosen = [
         name for name, value in (("--fps", fps), ("--every", every), ("--num", num)) if value is not None
     ]
@@ -182,6 +188,8 @@ def decode(
     for target in (output, preview):
         if target is not None and not target.absolute().parent.is_dir():
             raise FileNotFoundError(f"{target}: the folder {target.absolute().parent} does not exist")
+        if target is not None and target.is_dir():
+            raise IsADirectoryError(f"{target}: is a directory, expected the name of a file to write")
 
     with mmcore.VideoDecoder(
         file, stream_index=stream_index, num_threads=num_threads, transform=transform
@@ -194,6 +202,8 @@ def decode(
         frames, pts, duration = read(decoder, transform, wanted)
         if times is not None and fps is not None:  # resampled: each frame stands for a step of the new rate
             pts, duration = torch.tensor(times, dtype=torch.float64), torch.full_like(pts, 1 / fps)
+        if decoder.metadata.damage is not None:
+            warn(f"{file}: breaks off after {len(decoder)} frames: {decoder.metadata.damage}")
         if output is not None:
             tensors = {
                 "frames": frames,

@@ -153,14 +153,13 @@ def describe(metadata: VideoStreamMetadata) -> dict[str, Any]:
 def _timing(decoder: Any) -> dict[str, Any]:
     """Regularity of the frames' times, and where decoding can start."""
     times = decoder.frame_times
-    shown, unit = times.pts_seconds, float(times.time_base)
-    steps = shown.diff()
-    shortest, longest = (steps.min().item(), steps.max().item()) if len(steps) else (None, None)
+    unit, steps = float(times.time_base), times.duration_seconds[:-1]
+    shortest, longest = (steps.min().item(), steps.max().item()) if len(steps) else (0.0, 0.0)
     return {
         # containers round times to their own unit, so steps of a constant rate may differ by one unit
-        "variable_frame_rate": len(steps) > 0 and longest - shortest > 1.5 * unit,
-        "shortest_frame_seconds": shortest,
-        "longest_frame_seconds": longest,
+        "variable_frame_rate": longest - shortest > 1.5 * unit,
+        "shortest_frame_seconds": shortest or None,
+        "longest_frame_seconds": longest or None,
         "num_keyframes": len(times.key_frames),
         "longest_gop_frames": max(b - a for a, b in pairwise([*times.key_frames.tolist(), len(times)])),
         "damage": decoder.metadata.damage,

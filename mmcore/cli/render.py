@@ -26,6 +26,7 @@ __all__ = [
     "key_value_table",
     "progress_bar",
     "table",
+    "warn",
 ]
 
 P = ParamSpec("P")
@@ -45,6 +46,12 @@ def fail(message: str, code: int = 1) -> NoReturn:
     line = " ".join(message.split()) or "no message"
     console(stderr=True).print(Text(f"error: {line}", style="bold red"), soft_wrap=True)
     raise typer.Exit(code)
+
+
+def warn(message: str) -> None:
+    """Print ``message`` as one yellow line on stderr."""
+    line = " ".join(message.split())
+    console(stderr=True).print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:

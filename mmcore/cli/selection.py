@@ -55,7 +55,10 @@ def select(
     try:
         chosen, grid = decoder.find_frames_played_in_range(start, stop, fps=fps)
     except ValueError as error:
-        raise ValueError(f"--start, --stop, --fps: {error}") from None
+        text = str(error)
+        for name, option in (("start_seconds", "--start"), ("stop_seconds", "--stop"), ("fps:", "--fps:")):
+            text = text.replace(name, option)
+        raise ValueError(text) from None
     if not chosen:
         raise ValueError(f"--start, --stop: there is no frame from {start} to before {stop} s")
     if fps is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -47,7 +45,8 @@ class VideoStreamMetadata:
         In pixels, as displayed: after ``rotation``.
     rotation : int
         Degrees clockwise by which decoded frames are turned for display: 0, 90, 180 or 270. Already applied
-        to every frame the decoder gives. Mirroring, which the display matrix may also ask for, is not.
+        to every frame the decoder gives. A display matrix that mirrors is read as FFmpeg reads its angle,
+        without the mirroring.
     pixel_format : str
         FFmpeg's name, such as "yuv420p10le".
     color_space, color_primaries, color_transfer_characteristic, color_range : str or None
@@ -122,16 +121,9 @@ class VideoStreamMetadata:
 
 
 def clockwise_rotation(frame: VideoFrame) -> int:
-    """Degrees clockwise by which ``frame`` is turned for display; angles between right angles count as 0.
-
-    Of a matrix that also mirrors, the turn that leaves the picture upright.
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 0
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
-    mirrored = a * d < b * c
-    angle = round(math.degrees(math.atan2(c if mirrored else -c, d))) % 360
+    """Degrees clockwise by which ``frame`` is turned for display; angles between right angles count as 0."""
+    # frame.side_data would tell of mirroring too, but PyAV never frees a frame that was asked for it.
+    angle = -round(frame.rotation) % 360
     return angle if angle % 90 == 0 else 0
 
 

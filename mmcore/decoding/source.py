@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from mmcore.errors import DecodeError, UnsupportedError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-__all__ = ["Source"]
+__all__ = ["Source", "passing_interrupts"]
 
 # Demuxers that open further files or connections named by the content of the first one.
 _INDIRECT = frozenset({"applehttp", "concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sap", "sdp"})
@@ -203,6 +205,19 @@ def _skip_element(content: bytes, start: int) -> int | None:
     return None if unknown or position > len(content) else position + value
 
 
+class _InterruptedReadError(Exception):
+    """Carries an interrupt through PyAV, which passes on nothing but an Exception from a file object."""
+
+
+@contextlib.contextmanager
+def passing_interrupts() -> Iterator[None]:
+    """Raise an interrupt that came while a file object was read as what it was."""
+    try:
+        yield
+    except _InterruptedReadError as carrier:
+        raise carrier.__cause__ or KeyboardInterrupt from None
+
+
 class _FileObject:
     """What FFmpeg needs of a file object, whose answers are checked: PyAV copies whatever ``read`` returns.
 
@@ -226,7 +241,7 @@ class _FileObject:
                 content = bytes(memoryview(content))
             if len(content) > count:
                 raise ValueError(f"read({count}) gave {len(content)} bytes")
-        except Exception as error:
+        except BaseException as error:
             raise self._failure(error) from error
         self._position += len(content)
         return content
@@ -238,7 +253,7 @@ class _FileObject:
             try:
                 self._file.seek(offset, os.SEEK_END)
                 offset = int(self._file.tell())
-            except Exception as error:
+            except BaseException as error:
                 raise self._failure(error) from error
         self._position = offset
         return offset
@@ -246,6 +261,8 @@ class _FileObject:
     def tell(self) -> int:
         return self._position
 
-    def _failure(self, error: Exception) -> DecodeError:
+    def _failure(self, error: BaseException) -> Exception:
         self._failed = True
+        if not isinstance(error, Exception):
+            return _InterruptedReadError()
         return DecodeError(f"{self._label}: reading failed: {type(error).__name__}: {error}")

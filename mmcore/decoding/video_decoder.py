@@ -21,7 +21,7 @@ from .frame import Frame, FrameBatch, FrameTimes
 from .index import FrameIndex
 from .metadata import VideoStreamMetadata, clockwise_rotation, read_metadata
 from .reader import FrameReader
-from .source import Source
+from .source import Source, passing_interrupts
 
 __all__ = ["VideoDecoder"]
 
@@ -122,7 +122,8 @@ class VideoDecoder:
         self._reset_lock()
         source = Source(source, network=network)
         self._name = source.name
-        self._reader = FrameReader(source, stream_index, num_threads, exact=seek_mode == "exact")
+        with passing_interrupts():
+            self._reader = FrameReader(source, stream_index, num_threads, exact=seek_mode == "exact")
 
     # --- the stream
 
@@ -144,8 +145,8 @@ class VideoDecoder:
         Nothing is read or decoded; every access makes new tensors.
         """
         index = self._index
-        pts = torch.tensor(index.pts, dtype=torch.int64)
-        lengths = torch.diff(pts, append=torch.tensor([index.end]))
+        pts = torch.tensor(index.pts, dtype=torch.float64)
+        lengths = torch.diff(pts, append=pts.new_tensor([index.end]))
         unit = index.time_base
         return FrameTimes(
             pts * unit.numerator / unit.denominator,
@@ -350,7 +351,7 @@ class VideoDecoder:
         start, stop = _seconds("start_seconds", start_seconds), _seconds("stop_seconds", stop_seconds)
         if fps is not None:
             fps = _seconds("fps", fps)
-            if not 1e-9 <= fps:  # the reciprocal of less may overflow
+            if fps < 1e-9:  # the reciprocal of less may overflow
                 raise ValueError(f"fps: expected a positive number, got {fps}")
         if not begin <= start <= stop <= end:
             raise ValueError(
@@ -404,7 +405,8 @@ class VideoDecoder:
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self._name}: the decoder is closed")
-            yield self._reader.index
+            with passing_interrupts():
+                yield self._reader.index
 
     def _frame(self, target: int, out: Tensor | None) -> Frame:
         data = self._decode((target,), None, 1, out)
@@ -448,14 +450,15 @@ class VideoDecoder:
                         rotation=clockwise_rotation(frame),
                         codec_name=self._reader.codec_name,
                     )
-                # Converted at once, while the planes are in the cache.
-                if slots is None:
-                    builder.put(slot, frame)
-                else:
-                    first, *others = slots[target]
+                first, *others = (slot,) if slots is None else slots[target]
+                try:
+                    # Converted at once, while the planes are in the cache.
                     builder.put(first, frame)
-                    for other in others:
-                        builder.copy(first, other)
+                except (ValueError, UnsupportedError) as error:
+                    where = f"frame {target} of {self._name}, stream {self._reader.stream_index}"
+                    raise type(error)(f"{error} ({where})") from error
+                for other in others:
+                    builder.copy(first, other)
             assert builder is not None
             return builder.finish()
 

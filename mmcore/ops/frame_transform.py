@@ -293,10 +293,23 @@ def _size(name: str, value: Any, lengths: tuple[int, ...]) -> Any:
         raise ValueError(f"{name}: expected an int or {expected}, got {value!r}")
     if len(value) == 2:
         return _positive_int(name, value[0]), _positive_int(name, value[1])
-    for v in value[:2]:
-        if not isinstance(v, int) or isinstance(v, bool) or v < 0:
-            raise ValueError(f"{name}: top and left must be ints of 0 or more, got {value!r}")
-    return int(value[0]), int(value[1]), _positive_int(name, value[2]), _positive_int(name, value[3])
+    return (
+        _offset(name, value[0]),
+        _offset(name, value[1]),
+        _positive_int(name, value[2]),
+        _positive_int(name, value[3]),
+    )
+
+
+def _offset(name: str, value: Any) -> int:
+    """Check one of a box's first two numbers."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: top and left must be ints of 0 or more, got {value!r}") from None
+    if isinstance(value, bool) or number < 0:
+        raise ValueError(f"{name}: top and left must be ints of 0 or more, got {value!r}")
+    return number
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...], more: str = "") -> None:
@@ -309,12 +322,15 @@ def _finite(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    # what float32 holds as a normal number: the arithmetic is done in it
+    if not math.isfinite(number) or (number != 0 and not 1.2e-38 < abs(number) < 3.4e38):
+        raise ValueError(f"{name}: expected a finite number that float32 can hold, got {value!r}")
     return number
 
 
 def _three_floats(name: str, value: Any) -> tuple[float, float, float]:
+    if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
+        value = value.tolist()
     if isinstance(value, (int, float)):
         value = (value, value, value)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:

@@ -187,7 +187,8 @@ def check_device(device: str | torch.device) -> None:
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: {device!r} is not a device: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {device!r} is not a device: {reason}") from None
     if kind != "cpu":
         raise UnsupportedError(
             f"device {str(device)!r}: frames are converted on the CPU; use device='cpu' and .to()"
@@ -201,7 +202,7 @@ def prepare_out(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) 
     if not isinstance(out, Tensor):
         raise TypeError(f"out: expected a tensor, got {type(out).__name__}")
     if out.device.type != "cpu" or out.layout != torch.strided:
-        raise ValueError(f"out: expected a dense CPU tensor, got one on {out.device}")
+        raise ValueError(f"out: expected a dense CPU tensor, got a {out.layout} one on {out.device}")
     if out.dtype != dtype:
         raise ValueError(f"out: expected dtype {dtype}, got {out.dtype}")
     if tuple(out.shape) != tuple(shape):

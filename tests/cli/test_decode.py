@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from media import write_video
 from PIL import Image
 from safetensors import safe_open
 
@@ -183,6 +184,13 @@ def test_sheets_of_any_size(count: int, height: int, width: int, tmp_path: Path)
         (("-o", "out.pt", "--start", "5"), 1, "--start"),
         (("-o", "out.pt", "--start", "nan"), 1, "--start"),
         (("-o", "out.pt", "--fps", "0"), 1, "--fps"),
+        (("-o", "out.pt", "--fps", "1e300"), 1, "--fps"),
+        (("-o", "out.pt", "--stop", "0"), 1, "--stop"),
+        (("-o", "out.pt", "--stop", "2.1"), 1, "--stop"),
+        (("-o", "out.pt", "--indices", "0x10"), 2, "--indices"),
+        (("-o", "out.pt", "--layout", "patches:1,2,3,4"), 2, "--layout"),
+        (("--preview", "clip.mp4"), 2, ".png"),
+        (("--preview", "."), 2, ".png"),
         (("-o", "out.pt", "--stream-index", "1"), 1, "stream"),
         (("-o", "missing/out.pt"), 1, "missing"),
     ],
@@ -199,6 +207,37 @@ def test_wrong_options(
     if code == 1:
         assert result.output.startswith("error: ")
         assert result.output.count("\n") == 1
+
+
+def test_folder_in_the_way(run: Any, clip: SampleClip, tmp_path: Path) -> None:
+    for option, name in (("-o", "out.pt"), ("--preview", "out.png")):
+        (tmp_path / name).mkdir()
+        result = run("decode", clip.path, option, tmp_path / name)
+        assert result.exit_code == 1
+        assert (
+            result.output
+            == f"error: {tmp_path / name}: is a directory, expected the name of a file to write\n"
+        )
+
+
+def test_end_as_info_rounds_it(run: Any, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", num_frames=50, rate=30)  # 1.6667 s
+    end = mmcore.VideoDecoder(path).metadata.end_stream_seconds
+    assert end is not None
+    assert float(f"{end:.3f}") > end, "the test needs a time that is rounded up"
+    result = run("decode", path, "-o", tmp_path / "out.pt", "--resize", "8", "--stop", f"{end:.3f}")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_file_that_breaks_off_is_told(run: Any, tmp_path: Path, cached_media: Any) -> None:
+    path = cached_media("whole.mkv", write_video)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = run("decode", cut, "-o", tmp_path / "out.pt")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {cut}: breaks off after ")
+    assert "bytes lie beyond its end" in run("info", cut).output
+    assert run("decode", path, "-o", tmp_path / "out.pt").stderr == ""
 
 
 def test_a_result_larger_than_memory_is_refused(run: Any, clip: SampleClip, tmp_path: Path) -> None:

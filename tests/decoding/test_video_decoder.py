@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import math
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import damage, number_of, write_video
+from media import damage, number_of, write_sizes, write_video
 
 import mmcore
 from mmcore import DecodeError, UnsupportedError, VideoDecoder
@@ -52,6 +55,8 @@ def test_batches_by_number(decoder: VideoDecoder) -> None:
     assert numbers(decoder.get_frames_in_range(10, 20, 4).data) == [10, 14, 18]
     assert decoder[5:5].shape == (0, 3, 96, 128)
     assert len(decoder.get_frames_at([])) == 0
+    out = torch.empty(0, 3, 96, 128, dtype=torch.uint8)
+    assert decoder.get_frames_at([], out=out).data is out
 
 
 def test_frame_by_time(decoder: VideoDecoder) -> None:
@@ -69,6 +74,39 @@ def test_frames_in_a_time_range(decoder: VideoDecoder) -> None:
     assert numbers(batch.data) == [5, 10, 15, 20, 25]
     assert batch.pts_seconds.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert numbers(decoder.get_frames_played_in_range(0, 0.12, fps=50).data) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "fps"),
+    [(0.41, 0.6, None), (0.4, 0.4, None), (0.2, 1.2, 5.0), (0.1, 1.6, 7.3), (0, 1.6, 100), (0.4, 0.4, 9)],
+)
+def test_finding_frames_in_a_time_range(
+    start: float, stop: float, fps: float | None, decoder: VideoDecoder
+) -> None:
+    found, pts = decoder.find_frames_played_in_range(start, stop, fps=fps)
+    batch = decoder.get_frames_played_in_range(start, stop, fps=fps)
+    assert numbers(batch.data) == found
+    assert torch.equal(batch.pts_seconds, pts)
+    with pytest.raises(ValueError, match="start_seconds"):
+        decoder.find_frames_played_in_range(-1, 1)
+
+
+@pytest.mark.parametrize("fps", [1e-9, 0.01, 0.1, 1.0])
+def test_rates_far_below_the_streams(fps: float, decoder: VideoDecoder) -> None:
+    # a tolerance in proportion to the grid's step would reach the next frames
+    found, _ = decoder.find_frames_played_in_range(0.079, 1.0, fps=fps)
+    assert found == [1]
+
+
+def test_frame_times(decoder: VideoDecoder) -> None:
+    times = decoder.frame_times
+    batch = decoder.get_frames_in_range(0, 40)
+    assert torch.equal(times.pts_seconds, batch.pts_seconds)
+    assert torch.equal(times.duration_seconds, batch.duration_seconds)
+    assert times.key_frames.tolist() == [0, 12, 24, 36]
+    assert len(times) == 40
+    units = times.pts_seconds / float(times.time_base)
+    assert (units - units.round()).abs().max() < 1e-6
 
 
 def test_every_frame_is_found_at_its_own_time(cached_media: Callable) -> None:
@@ -165,13 +203,26 @@ def test_wrong_arguments(decoder: VideoDecoder, clip: Path) -> None:
         (TypeError, "key", lambda: decoder["a"]),  # type: ignore[call-overload]
         (TypeError, "indices", lambda: decoder.get_frames_at([1.5])),  # type: ignore[list-item]
         (TypeError, "indices", lambda: decoder.get_frames_at(3)),  # type: ignore[arg-type]
+        (TypeError, "indices", lambda: decoder.get_frames_at(torch.zeros(2, 2, dtype=torch.int64))),
+        (TypeError, "indices", lambda: decoder.get_frames_at(torch.ones(40, dtype=torch.bool))),
+        (TypeError, "key", lambda: decoder[True]),
+        (TypeError, "key", lambda: decoder[0.5:3]),  # type: ignore[misc]
+        (ValueError, "key", lambda: decoder[::0]),
+        (ValueError, "seconds", lambda: decoder.get_frame_played_at(10**400)),
         (TypeError, "seconds", lambda: decoder.get_frame_played_at("1")),  # type: ignore[arg-type]
         (ValueError, "step", lambda: decoder.get_frames_in_range(0, 4, 0)),
         (ValueError, "fps", lambda: decoder.get_frames_played_in_range(0, 1, fps=0)),
+        (ValueError, "fps", lambda: decoder.get_frames_played_in_range(0, 1, fps=math.nan)),
+        (ValueError, "fps", lambda: decoder.get_frames_played_in_range(0, 1, fps=math.inf)),
+        (ValueError, "fps", lambda: decoder.get_frames_played_in_range(0, 1, fps=1e-320)),
+        (ValueError, "fps: .* more than", lambda: decoder.get_frames_played_in_range(0, 1, fps=1e300)),
+        (ValueError, "stop_seconds", lambda: decoder.get_frames_played_in_range(0, 10**400)),
         (ValueError, "seek_mode", lambda: VideoDecoder(clip, seek_mode="fast")),
         (ValueError, "on_error", lambda: VideoDecoder(clip, on_error="ignore")),
         (UnsupportedError, "on_error", lambda: VideoDecoder(clip, on_error="skip")),
         (UnsupportedError, "device", lambda: VideoDecoder(clip, device="cuda")),
+        (ValueError, "device", lambda: VideoDecoder(clip, device="gpu")),
+        (ValueError, "device", lambda: VideoDecoder(clip, device=None)),  # type: ignore[arg-type]
         (ValueError, "num_threads", lambda: VideoDecoder(clip, num_threads=0)),
         (TypeError, "transform", lambda: VideoDecoder(clip, transform="RGB")),  # type: ignore[arg-type]
         (ValueError, "crop", lambda: VideoDecoder(clip, transform=mmcore.FrameTransform(crop=999))[0]),
@@ -182,6 +233,26 @@ def test_wrong_arguments(decoder: VideoDecoder, clip: Path) -> None:
     for error, text, call in refused:
         with pytest.raises(error, match=text):
             call()
+    assert number_of(decoder[3]) == 3
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_wrong_out(count: int, decoder: VideoDecoder) -> None:
+    shape = (count, 3, 96, 128)
+    bad: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, "expected a tensor", np.zeros(shape, np.uint8)),
+        (ValueError, "dtype", torch.zeros(shape)),
+        (ValueError, "shape", torch.zeros(1, 3, 96, 128, dtype=torch.uint8)),
+        (ValueError, "meta", torch.zeros(shape, dtype=torch.uint8, device="meta")),
+    ]
+    if count:
+        bad.append(
+            (ValueError, "contiguous", torch.zeros(2, 96, 128, 3, dtype=torch.uint8).permute(0, 3, 1, 2))
+        )
+    for error, text, out in bad:
+        with pytest.raises(error, match=f"^out: .*{text}"):
+            decoder.get_frames_in_range(0, count, out=out)
+    assert number_of(decoder[3]) == 3
 
 
 def test_bad_files(clip: Path, tmp_path: Path, cached_media: Callable) -> None:
@@ -250,25 +321,166 @@ def test_damaged_stream(cached_media: Callable) -> None:
     assert torch.equal(decoder[len(decoder) - 1], expected[len(decoder) - 1])
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_file_that_breaks_off(suffix: str, cached_media: Callable, tmp_path: Path) -> None:
-    path = cached_media(
-        f"movable{suffix}", lambda p: write_video(p, num_frames=60, container={"movflags": "faststart"})
-    )
+BREAKABLE = {".mp4": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
+
+
+@pytest.mark.parametrize("source", ["path", "bytes", "file"])
+@pytest.mark.parametrize("suffix", BREAKABLE)
+def test_file_that_breaks_off(suffix: str, source: str, cached_media: Callable, tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        movable = {"movflags": "faststart"} if suffix == ".mp4" else {}
+        write_video(path, BREAKABLE[suffix], num_frames=60, container=movable)
+
+    path = cached_media(f"movable{suffix}", write)
     cut = tmp_path / f"cut{suffix}"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    expected, decoder = VideoDecoder(path), VideoDecoder(cut)
+    expected = VideoDecoder(path)
+    assert expected.metadata.damage is None
+    sources = {"path": cut, "bytes": cut.read_bytes(), "file": io.BytesIO(cut.read_bytes())}
+    decoder = VideoDecoder(sources[source])
     assert 10 < len(decoder) < 60
+    assert decoder.metadata.damage
     seen = 0
-    # FFmpeg's Matroska reader takes any end for the end; MP4's header knows how many samples there should be.
-    told = suffix == ".mp4"
-    with pytest.raises(DecodeError, match="breaks off after frame") if told else contextlib.nullcontext():
-        for frame in decoder:
-            assert torch.equal(frame, expected[seen])
-            seen += 1
+    frames = iter(decoder)
+    for frame in itertools.islice(frames, len(decoder)):
+        assert torch.equal(frame, expected[seen])
+        seen += 1
     assert seen == len(decoder)
-    with pytest.raises(IndexError, match="breaks off" if told else "no frame 59"):
+    with pytest.raises(DecodeError, match=f"breaks off after frame {seen - 1} at"):
+        next(frames)
+    with pytest.raises(IndexError, match="breaks off"):
         decoder[59]
+
+
+def test_length_of_a_recording_may_be_unknown(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "live.mkv", container={"live": "1"})
+    decoder = VideoDecoder(path)
+    assert (len(decoder), decoder.metadata.damage) == (40, None)
+
+
+def test_a_missing_tail_of_tables_is_no_damage(cached_media: Callable) -> None:
+    content = cached_media("tail.mkv", write_video).read_bytes()
+    decoder = VideoDecoder(content[:-8])  # in the cues, which follow the last frame
+    assert (len(decoder), decoder.metadata.damage) == (40, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1a", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x01", b"\0" * 99])
+def test_heads_that_are_no_matroska(content: bytes) -> None:
+    from mmcore.decoding.source import Source
+
+    assert Source(io.BytesIO(content)).matroska_shortage() == 0
+
+
+class Misbehaving(io.BytesIO):
+    """A file object that goes wrong at its reads from number ``after`` on."""
+
+    def __init__(self, content: bytes, answer: Callable[[bytes], Any], after: int = 0) -> None:
+        super().__init__(content)
+        self.answer, self.left = answer, after
+
+    def read(self, count: int | None = -1, /) -> Any:
+        content = super().read(count)
+        if not count:
+            return content
+        self.left -= 1
+        return content if self.left >= 0 else self.answer(content)
+
+
+def _raise(error: BaseException) -> Callable[[bytes], Any]:
+    def answer(content: bytes) -> Any:
+        raise error
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def large(cached_media: Callable) -> bytes:
+    """A file that takes several reads: 40 frames, a group of 12 in about 400 kB."""
+    noisy = {"qp": "1", "preset": "ultrafast", "tune": "grain"}
+    content: bytes = cached_media(
+        "large.mp4", lambda p: write_video(p, size=(360, 640), options=noisy)
+    ).read_bytes()
+    assert len(content) > 4 << 18
+    return content
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (_raise(RuntimeError("boom")), "RuntimeError: boom"),
+        (_raise(OSError(5, "gone")), "OSError: .* gone"),
+        (lambda content: None, "NoneType"),
+        (lambda content: "text", "str"),
+        (lambda content: content + bytes(1 << 18), "gave"),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 3])
+def test_file_object_that_fails(
+    answer: Callable[[bytes], Any], text: str, after: int, large: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DecodeError, match=f"Misbehaving>: reading failed: .*{text}"):
+        VideoDecoder(Misbehaving(large, answer, after))
+    file = Misbehaving(large, answer, 1 << 30)
+    decoder = VideoDecoder(file)
+    assert number_of(decoder[0]) == 0
+    file.left = 0
+    for _ in range(2):
+        with pytest.raises(DecodeError, match=f"reading failed: .*{text}"):
+            decoder[39]
+    file.left = 1 << 30
+    assert [number_of(decoder[i]) for i in (39, 0, 20)] == [39, 0, 20]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_interrupt_while_a_file_object_is_read(large: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        VideoDecoder(Misbehaving(large, _raise(KeyboardInterrupt()), after=2))
+    file = Misbehaving(large, _raise(KeyboardInterrupt()), after=1 << 30)
+    decoder = VideoDecoder(file)
+    file.left = 0
+    with pytest.raises(KeyboardInterrupt):
+        decoder[39]
+    file.left = 1 << 30
+    assert number_of(decoder[39]) == 39
+    assert capfd.readouterr() == ("", "")
+
+
+def test_file_object_may_be_shared(large: bytes) -> None:
+    file = io.BytesIO(large)
+    one, other = VideoDecoder(file), VideoDecoder(file)
+    for i in range(0, 40, 3):
+        assert number_of(one[i]) == i
+        file.seek(i)
+        assert number_of(other[39 - i]) == 39 - i
+
+
+def test_file_objects_of_other_kinds(clip: Path) -> None:
+    content = clip.read_bytes()
+    short = Misbehaving(content, bytes)
+    short.read = lambda count=-1: io.BytesIO.read(short, min(count, 701))  # type: ignore[method-assign]
+    for file in (Misbehaving(content, bytearray), Misbehaving(content, memoryview), short):
+        assert number_of(VideoDecoder(file)[17]) == 17
+    closed = io.BytesIO(content)
+    closed.close()
+    with pytest.raises(DecodeError, match="BytesIO>: cannot be read: ValueError"):
+        VideoDecoder(closed)
+
+
+def test_frames_that_change_size(cached_media: Callable) -> None:
+    path = cached_media("sizes.avi", lambda p: write_sizes(p, [(96, 128), (64, 160), (96, 128)]))
+    decoder = VideoDecoder(path)
+    assert [tuple(frame.shape[1:]) for frame in decoder][3:6] == [(96, 128), (64, 160), (64, 160)]
+    with pytest.raises(ValueError, match=f"64x160.*frame 4 of {path}"):
+        decoder[:]
+    assert [number_of(decoder[i]) for i in (11, 4, 3)] == [11, 4, 3]
+    transform = mmcore.FrameTransform(resize=(32, 48), dtype=torch.uint8)
+    assert VideoDecoder(path, transform=transform)[:].shape == (12, 3, 32, 48)
+
+
+def test_crop_outside_the_frame_names_the_file(clip: Path) -> None:
+    decoder = VideoDecoder(clip, transform=mmcore.FrameTransform(crop=97))
+    with pytest.raises(ValueError, match=f"crop: 97 .* 96x128 pixels.*frame 0 of {clip}"):
+        decoder[0]
 
 
 def test_closed(clip: Path) -> None:
@@ -343,6 +555,59 @@ def test_fork(num_threads: int, clip: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert number_of(decoder[6]) == 6
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader(start: str, decoder: VideoDecoder) -> None:
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"needs {start}")
+    decoder[5]
+    loader: Any = torch.utils.data.DataLoader(
+        decoder,  # type: ignore[arg-type]
+        batch_size=5,
+        num_workers=2,
+        multiprocessing_context=start,
+    )
+    assert [number_of(frame) for batch in loader for frame in batch] == list(range(40))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+def test_interrupts_leave_the_decoder_usable(decoder: VideoDecoder) -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for i in range(30):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (i + 1))
+            with contextlib.suppress(KeyboardInterrupt):
+                for _ in range(8):  # not for ever: an interrupt in a destructor is lost
+                    decoder.get_frames_at([39 - i, i])
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert number_of(decoder[i]) == i
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_decoders_in_threads(clip: Path) -> None:
+    def read(seed: int) -> list[int]:
+        decoder = VideoDecoder(clip, num_threads=2)
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:12].tolist()
+        return [i for i in order if number_of(decoder[i]) != i]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(read, range(8)))
+
+
+def test_dropped_decoder_is_closed_at_once(clip: Path) -> None:
+    gc.disable()  # the file must not wait for the garbage collector
+    try:
+        decoder = VideoDecoder(clip)
+        decoder[3]
+        reader = decoder._reader
+        del decoder
+        assert reader.container is None
+    finally:
+        gc.enable()
+
+
 def test_frame_threads_survive_an_early_stop(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
     for _ in range(5):
@@ -353,6 +618,30 @@ def test_frame_threads_survive_an_early_stop(clip: Path, monkeypatch: pytest.Mon
                 break
         del decoder
         gc.collect()
+
+
+_CYCLES = """
+import sys, mmcore
+def resident():
+    with open("/proc/self/statm") as file: return int(file.read().split()[1])
+def cycle(count):
+    for i in range(count):
+        decoder = mmcore.VideoDecoder(sys.argv[1]); decoder[3]; decoder.metadata
+        if i % 2: decoder.close()
+    return resident()
+cycle(40)
+first = cycle(10)
+print(cycle(200) - first)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_number_of_decoders(cached_media: Callable) -> None:
+    path = cached_media("sized.mp4", lambda p: write_video(p, num_frames=5, size=(240, 320)))
+    run = subprocess.run(
+        [sys.executable, "-c", _CYCLES, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) * os.sysconf("SC_PAGESIZE") < 8 << 20, "one frame of each, 22 MB, may not be held"
 
 
 _PEAK = """
