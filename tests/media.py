@@ -33,6 +33,11 @@ def number_of(frame: Tensor) -> int:
     return sum(int(level > 128) << bit for bit, level in enumerate(levels))
 
 
+def numbers_of(data: Tensor) -> list[int]:
+    """Read the numbers that the frames of a batch carry."""
+    return [number_of(frame) for frame in data]
+
+
 def write_video(
     path: Path,
     codec: str = "libx264",
