@@ -64,7 +64,7 @@ def demo(
     _step(out, 2, "Decode every frame to a model's input tensor")
     transform = mmcore.FrameTransform(resize=SHORT_SIDE, crop=CROP, mean=MEAN, std=STD)
     with _working(out, "measuring"):
-        ways = _measure(path, transform)
+        ways = _measure(path, transform, clip.num_frames)
     raw, ours, usual = (ways[name] for name in ("raw", "mmcore", "usual"))
     frames: torch.Tensor = ours.result
     _say(
@@ -130,7 +130,7 @@ class Way:
         self.milliseconds = self.ratio = 0.0
 
 
-def _measure(path: Path, transform: FrameTransform) -> dict[str, Way]:
+def _measure(path: Path, transform: FrameTransform, count: int) -> dict[str, Way]:
     """Time the raw decode, mmcore and the usual pipeline in turns, each on one thread."""
     import torch
 
@@ -140,7 +140,7 @@ def _measure(path: Path, transform: FrameTransform) -> dict[str, Way]:
         with mmcore.VideoDecoder(path, transform=transform, num_threads=1) as decoder:
             return decoder[:]
 
-    ways = {"raw": Way(lambda: _raw(path)), "mmcore": Way(ours), "usual": Way(lambda: _usual(path))}
+    ways = {"raw": Way(lambda: _raw(path)), "mmcore": Way(ours), "usual": Way(lambda: _usual(path, count))}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -151,7 +151,6 @@ def _measure(path: Path, transform: FrameTransform) -> dict[str, Way]:
                 way.times.append(seconds)
     finally:
         torch.set_num_threads(threads)
-    count = ways["raw"].result
     for way in ways.values():
         del way.times[0]  # the first round warms up
         way.milliseconds = statistics.median(way.times) / count * 1000
@@ -173,21 +172,24 @@ def _raw(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def _usual(path: Path) -> torch.Tensor:
-    """The same job with the tools at hand before mmcore."""
+def _usual(path: Path, count: int) -> torch.Tensor:
+    """The same job with the tools at hand before mmcore, in the fastest form found for them."""
     import torch
 
-    result = []
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    result = torch.empty(count, 3, CROP, CROP)
+    planar = torch.empty(3, CROP, CROP, dtype=torch.uint8)
+    mean, factor = (
+        torch.tensor(v).view(3, 1, 1) for v in ([m * 255 for m in MEAN], [1 / (255 * s) for s in STD])
+    )
     with _open(path) as container:
-        for frame in container.decode(video=0):
+        for i, frame in enumerate(container.decode(video=0)):
             rgb = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).unsqueeze(0)
             size = (SHORT_SIDE, SHORT_SIDE * rgb.shape[3] // rgb.shape[2])
             x = torch.nn.functional.interpolate(rgb, size, mode="bilinear", antialias=True)
             top, left = round((size[0] - CROP) / 2), round((size[1] - CROP) / 2)
-            x = x[0, :, top : top + CROP, left : left + CROP].to(torch.float32)
-            result.append(x.div_(255).sub_(mean).div_(std))
-    return torch.stack(result)
+            planar.copy_(x[0, :, top : top + CROP, left : left + CROP])
+            torch.sub(planar, mean, out=result[i]).mul_(factor)
+    return result
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
