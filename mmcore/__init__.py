@@ -1,7 +1,8 @@
 """mmcore: compiled-core operations for multimodal video models.
 
 Video files become model input tensors for little more than the bare decode: :class:`VideoDecoder` and
-:func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass.
+:func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass. Features of several
+modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from mmcore.installation import build_info
 from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 from mmcore.ops.frame_transform import FrameTransform, Patches, patches
 from mmcore.ops.frames import frames_to_tensor
+from mmcore.ops.fusion import weighted_fusion
 from mmcore.ops.output_pool import clear_output_pool, empty_output, output_pool_limit, set_output_pool_limit
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 from mmcore.ops.planes import ColorSpec, Planes
 from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
+    from mmcore import nn
     from mmcore.decoding import Frame, FrameBatch, FrameTimes, VideoDecoder, VideoStreamMetadata
     from mmcore.sample import write_sample
 
@@ -50,10 +53,12 @@ __all__ = [
     "empty_output",
     "frames_to_tensor",
     "get_num_threads",
+    "nn",
     "output_pool_limit",
     "patches",
     "set_num_threads",
     "set_output_pool_limit",
+    "weighted_fusion",
     "write_sample",
 ]
 
@@ -69,6 +74,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("mmcore.nn")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'mmcore' has no attribute {name!r}")

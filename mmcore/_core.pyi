@@ -1,4 +1,7 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.nn import Parameter
 
 __version__: str
 compiler: str
@@ -48,3 +51,55 @@ def pool_set_limit(bytes: int) -> None: ...
 def pool_limit() -> int: ...
 def pool_kept() -> int: ...
 def pool_clear() -> None: ...
+def weighted_fusion(
+    extents: tuple[int, int, int],
+    features: tuple[tuple[int, int, int, int, int, int], ...],
+    gates: tuple[int, int, int, int, int, int],
+    mask: tuple[int, int, int, int],
+    norm: tuple[int, float, int, int],
+    mode: int,
+    compute: int,
+    out_dtype: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def weighted_fusion_backward(
+    extents: tuple[int, int, int],
+    features: tuple[tuple[int, int, int, int, int, int], ...],
+    gates: tuple[int, int, int, int, int, int],
+    mask: tuple[int, int, int, int],
+    norm: tuple[int, float, int, int],
+    mode: int,
+    compute: int,
+    out_dtype: int,
+    grad: tuple[int, int, int],
+    feature_gradients: tuple[int, ...],
+    other_gradients: tuple[int, int, int, int],
+    threads: int,
+) -> None: ...
+def tensors_ready() -> bool: ...
+def tensors_kind(
+    tensors: tuple[Tensor | None, ...], tensor: type[Tensor], parameter: type[Parameter], /
+) -> int: ...
+def fusion_forward(
+    tensors: tuple[Tensor | None, ...],
+    mode: str,
+    norm: str | None,
+    align: str | Sequence[str | None] | None,
+    eps: float,
+    length: int | None,
+    budget: Callable[[], int],
+    /,
+) -> Tensor | None: ...
+def fusion_backward(
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    tensors: tuple[Tensor | None, ...],
+    mode: str,
+    norm: str | None,
+    align: str | Sequence[str | None] | None,
+    eps: float,
+    length: int | None,
+    budget: Callable[[], int],
+    /,
+) -> tuple[Tensor | None, ...] | None: ...

@@ -6,7 +6,9 @@
 namespace py = pybind11;
 
 void register_frames(py::module_& m);
+void register_fusion(py::module_& m);
 void register_memory_pool(py::module_& m);
+void register_torch_tensors(py::module_& m);
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "mmcore's compiled core: raw pointers, extents and strides; no torch, no FFmpeg.";
@@ -24,5 +26,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       },
       "Instruction sets that this build holds and this machine runs, the slowest first.");
   register_frames(m);
+  register_fusion(m);
   register_memory_pool(m);
+  register_torch_tensors(m);
 }

@@ -7,41 +7,19 @@
 #include <stdexcept>
 #include <vector>
 
+#include "dlpack.h"
 #include "mmcore/memory_pool.h"
 
 namespace py = pybind11;
 
 namespace {
 
-// The DLPack C ABI, version 0 (dlpack.h of the DLPack project); only what a CPU tensor needs.
-struct DLDevice {
-  std::int32_t device_type, device_id;
-};
-struct DLDataType {
-  std::uint8_t code, bits;
-  std::uint16_t lanes;
-};
-struct DLTensor {
-  void* data;
-  DLDevice device;
-  std::int32_t ndim;
-  DLDataType dtype;
-  std::int64_t* shape;
-  std::int64_t* strides;
-  std::uint64_t byte_offset;
-};
-struct DLManagedTensor {
-  DLTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensor*);
-};
-
 struct PooledTensor {
-  DLManagedTensor managed{};
+  mmcore::DLManagedTensor managed{};
   std::vector<std::int64_t> shape;
 };
 
-void release(DLManagedTensor* t) {
+void release(mmcore::DLManagedTensor* t) {
   mmcore::pool_release(t->dl_tensor.data);
   delete static_cast<PooledTensor*>(t->manager_ctx);
 }
@@ -56,7 +34,7 @@ py::capsule pool_empty(const std::vector<std::int64_t>& shape, int code, int bit
   auto t = std::make_unique<PooledTensor>();
   t->shape = shape;
   t->managed.dl_tensor = {nullptr,
-                          {1, 0},  // kDLCPU
+                          {mmcore::kDLCPU, 0},
                           static_cast<std::int32_t>(shape.size()),
                           {static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(bits), 1},
                           t->shape.data(),
@@ -68,7 +46,7 @@ py::capsule pool_empty(const std::vector<std::int64_t>& shape, int code, int bit
   // A consumer renames the capsule and calls the deleter later; one that nobody consumed frees here.
   return py::capsule(&t.release()->managed, "dltensor", [](PyObject* capsule) {
     if (PyCapsule_IsValid(capsule, "dltensor")) {
-      release(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor")));
+      release(static_cast<mmcore::DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor")));
     }
   });
 }

@@ -1,15 +1,12 @@
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <exception>
-#include <mutex>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "frames_plan.h"
 #include "mmcore/frames.h"
+#include "parallel.h"
 
 namespace mmcore {
 
@@ -52,7 +49,6 @@ Scratch& thread_scratch() {
 
 int sample_size(const FormatDesc& f) { return f.bits + f.shift > 8 ? 2 : 1; }
 
-std::size_t dtype_size(DType t) { return t == DType::kU8 ? 1 : t == DType::kF32 ? 4 : 2; }
 
 struct Source {
   const std::uint8_t* const* planes;
@@ -288,6 +284,8 @@ void convert_fused(const FramesPlan& plan, const Source& src, Sink& sink) {
       case DType::kF32:
         plan.kernels->affine_f32(in, a, reinterpret_cast<float* const*>(dst), plan.spec.out_w);
         break;
+      case DType::kF64:  // not a dtype of frames
+        break;
     }
     sink.commit(y);
   }
@@ -312,6 +310,8 @@ void finish_bytes(const FramesPlan& plan, const std::uint8_t* const* bytes, void
         break;
       case DType::kF32:
         plan.kernels->normalize_f32(bytes[c], s.sub[c], div, s.scale_only, static_cast<float*>(dst[c]), s.out_w);
+        break;
+      case DType::kF64:
         break;
     }
   }
@@ -424,29 +424,9 @@ void frames_to_tensor(const FramesPlan& plan, const std::uint8_t* const* planes,
 void frames_to_tensor_batch(const FramesPlan& plan, const std::uint8_t* const* planes, const std::ptrdiff_t* pitches,
                             std::int64_t count, const OutputDesc& out, std::int64_t first_frame, int threads) {
   // Each frame is one thread's alone, so the numbers cannot depend on how frames are shared out.
-  std::atomic<std::int64_t> next{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
-  auto work = [&] {
-    try {
-      for (std::int64_t i; (i = next.fetch_add(1)) < count;) {
-        frames_to_tensor(plan, planes + 4 * i, pitches + 4 * i, out, first_frame + i);
-      }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(error_mutex);
-      error = std::current_exception();
-    }
-  };
-  std::vector<std::thread> pool;
-  const std::int64_t extra = std::min<std::int64_t>(threads, count) - 1;
-  try {
-    for (std::int64_t i = 0; i < extra; ++i) pool.emplace_back(work);
-  } catch (...) {
-    // No more threads to be had: those that run share the frames.
-  }
-  work();
-  for (std::thread& t : pool) t.join();
-  if (error) std::rethrow_exception(error);
+  parallel_for(count, threads, [&](std::int64_t i) {
+    frames_to_tensor(plan, planes + 4 * i, pitches + 4 * i, out, first_frame + i);
+  });
 }
 
 }  // namespace mmcore

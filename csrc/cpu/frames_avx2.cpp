@@ -12,6 +12,7 @@
 namespace mmcore {
 namespace avx2 {
 constexpr Isa kIsa = Isa::kAvx2;
+#include "lanes_avx2.h"
 #include "simd_avx2.h"
 
 #include "frames_kernels.inl"

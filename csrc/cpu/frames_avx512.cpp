@@ -12,6 +12,7 @@
 namespace mmcore {
 namespace avx512 {
 constexpr Isa kIsa = Isa::kAvx512;
+#include "lanes_avx512.h"
 #include "simd_avx512.h"
 
 #include "frames_kernels.inl"

@@ -7,6 +7,7 @@
 namespace mmcore {
 namespace base {
 constexpr Isa kIsa = Isa::kBase;
+#include "lanes_scalar.h"
 #include "simd_scalar.h"
 
 #include "frames_kernels.inl"

@@ -10,6 +10,7 @@
 namespace mmcore {
 namespace neon {
 constexpr Isa kIsa = Isa::kNeon;
+#include "lanes_neon.h"
 #include "simd_neon.h"
 
 #include "frames_kernels.inl"

@@ -1,12 +1,7 @@
 // V: eight lanes of AVX2 + FMA + F16C. Included inside a namespace, under that target.
-struct V {
-  static constexpr int N = 8;
+struct V : Lanes {
   static constexpr int kPermuteLanes = 8;
   static constexpr int kByteLanes = 8;
-  using F = __m256;
-  static inline F set(float x) { return _mm256_set1_ps(x); }
-  static inline F load(const float* p) { return _mm256_loadu_ps(p); }
-  static inline void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   static inline F from_u8(const std::uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
@@ -14,12 +9,6 @@ struct V {
     const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_cvtepi32_ps(_mm256_srl_epi32(v, _mm_cvtsi32_si128(shift)));
   }
-  static inline F add(F a, F b) { return _mm256_add_ps(a, b); }
-  static inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
-  static inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  static inline F div(F a, F b) { return _mm256_div_ps(a, b); }
-  static inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-  static inline F clamp(F a, F lo, F hi) { return _mm256_min_ps(_mm256_max_ps(a, lo), hi); }
   // Lane i is p[index[i]]; the indices reach 8 floats with one register, 16 with two.
   static inline F permute(const float* p, const std::int32_t* index, int registers) {
     const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
@@ -41,16 +30,6 @@ struct V {
     const F low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
     store(p, _mm256_permute2f128_ps(low, high, 0x20));
     store(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
-  }
-  static inline void store_f16(std::uint16_t* p, F a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-  }
-  static inline void store_bf16(std::uint16_t* p, F a) {
-    const __m256i v = _mm256_castps_si256(a);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(1));
-    const __m256i r = _mm256_srli_epi32(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
   }
   static inline F load_pair(const float* a, const float* b) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);

@@ -1,16 +1,12 @@
 // V: sixteen lanes of AVX-512 (F, BW, VL, DQ). Included inside a namespace, under that target.
 namespace eight {
+#include "lanes_avx2.h"
 #include "simd_avx2.h"
 }
 
-struct V {
-  static constexpr int N = 16;
+struct V : Lanes {
   static constexpr int kPermuteLanes = 16;
   static constexpr int kByteLanes = 8;
-  using F = __m512;
-  static inline F set(float x) { return _mm512_set1_ps(x); }
-  static inline F load(const float* p) { return _mm512_loadu_ps(p); }
-  static inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   static inline F from_u8(const std::uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
@@ -18,12 +14,6 @@ struct V {
     const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_cvtepi32_ps(_mm512_srl_epi32(v, _mm_cvtsi32_si128(shift)));
   }
-  static inline F add(F a, F b) { return _mm512_add_ps(a, b); }
-  static inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static inline F div(F a, F b) { return _mm512_div_ps(a, b); }
-  static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static inline F clamp(F a, F lo, F hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
   // Lane i is p[index[i]]; the indices reach 16 floats with one register, 32 with two.
   static inline F permute(const float* p, const std::int32_t* index, int registers) {
     const __m512i at = _mm512_loadu_si512(index);
@@ -43,15 +33,6 @@ struct V {
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     store(p, _mm512_permutex2var_ps(a, low, b));
     store(p + 16, _mm512_permutex2var_ps(a, high, b));
-  }
-  static inline void store_f16(std::uint16_t* p, F a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-  }
-  static inline void store_bf16(std::uint16_t* p, F a) {
-    const __m512i v = _mm512_castps_si512(a);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(v, 16), _mm512_set1_epi32(1));
-    const __m512i r = _mm512_srli_epi32(_mm512_add_epi32(v, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
   }
   // Outputs 8 at a time: the adds across lanes, not the products, are what a dot product waits for.
   static void dot(const float* src, const HorizontalFilter& f, float* dst) { eight::V::dot(src, f, dst); }

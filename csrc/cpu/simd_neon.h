@@ -1,12 +1,7 @@
 // V: four lanes of Advanced SIMD (aarch64). Included inside a namespace.
-struct V {
-  static constexpr int N = 4;
+struct V : Lanes {
   static constexpr int kPermuteLanes = 4;
   static constexpr int kByteLanes = 4;
-  using F = float32x4_t;
-  static inline F set(float x) { return vdupq_n_f32(x); }
-  static inline F load(const float* p) { return vld1q_f32(p); }
-  static inline void store(float* p, F a) { vst1q_f32(p, a); }
   static inline F from_u8(const std::uint8_t* p) {
     std::uint32_t four;
     std::memcpy(&four, p, 4);
@@ -15,12 +10,6 @@ struct V {
   static inline F from_u16(const std::uint16_t* p, int shift) {
     return vcvtq_f32_u32(vshlq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_s32(-shift)));
   }
-  static inline F add(F a, F b) { return vaddq_f32(a, b); }
-  static inline F sub(F a, F b) { return vsubq_f32(a, b); }
-  static inline F mul(F a, F b) { return vmulq_f32(a, b); }
-  static inline F div(F a, F b) { return vdivq_f32(a, b); }
-  static inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  static inline F clamp(F a, F lo, F hi) { return vminq_f32(vmaxq_f32(a, lo), hi); }
   // Lane i is p[index[i]]; the indices reach 4 floats with one register, 8 with two.
   static inline F permute(const float* p, const std::int32_t* index, int registers) {
     // bytes 4 * index + 0, 1, 2, 3 of each lane
@@ -39,12 +28,6 @@ struct V {
   }
   // a0 b0 a1 b1 ...
   static inline void store_interleaved(float* p, F a, F b) { vst2q_f32(p, (float32x4x2_t{{a, b}})); }
-  static inline void store_f16(std::uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-  static inline void store_bf16(std::uint16_t* p, F a) {
-    const uint32x4_t v = vreinterpretq_u32_f32(a);
-    const uint32x4_t odd = vandq_u32(vshrq_n_u32(v, 16), vdupq_n_u32(1));
-    vst1_u16(p, vshrn_n_u32(vaddq_u32(v, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16));
-  }
   static inline F dot_one(const float* x, const float* w, int taps) {
     F sum = mul(load(x), load(w));
     for (int k = 4; k < taps; k += 4) sum = fma(load(x + k), load(w + k), sum);

@@ -1,44 +1,14 @@
 // V: four lanes in plain C++, for machines and builds without a hand-written set. Included inside a namespace.
-struct V {
-  static constexpr int N = 4;
+struct V : Lanes {
   static constexpr int kPermuteLanes = 1;  // no permutes: horizontal filters are dot products
   static constexpr int kByteLanes = 0;
   static constexpr void (*horizontal_bytes)(const std::uint8_t*, const std::uint8_t*, const HorizontalFilter&,
                                             float*) = nullptr;
-  struct F {
-    float v[4];
-  };
-  template <typename Op>
-  static inline F each(Op op) {
-    return {{op(0), op(1), op(2), op(3)}};
-  }
-  static inline F set(float x) { return {{x, x, x, x}}; }
-  static inline F load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static inline void store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
   static inline F from_u8(const std::uint8_t* p) {
     return each([&](int i) { return static_cast<float>(p[i]); });
   }
   static inline F from_u16(const std::uint16_t* p, int shift) {
     return each([&](int i) { return static_cast<float>(p[i] >> shift); });
-  }
-  static inline F add(F a, F b) {
-    return each([&](int i) { return a.v[i] + b.v[i]; });
-  }
-  static inline F sub(F a, F b) {
-    return each([&](int i) { return a.v[i] - b.v[i]; });
-  }
-  static inline F mul(F a, F b) {
-    return each([&](int i) { return a.v[i] * b.v[i]; });
-  }
-  static inline F div(F a, F b) {
-    return each([&](int i) { return a.v[i] / b.v[i]; });
-  }
-  static inline F fma(F a, F b, F c) { return add(mul(a, b), c); }
-  static inline F clamp(F a, F lo, F hi) {
-    return each([&](int i) {
-      const float low = a.v[i] < lo.v[i] ? lo.v[i] : a.v[i];
-      return low > hi.v[i] ? hi.v[i] : low;
-    });
   }
   static inline F permute(const float* p, const std::int32_t*, int) { return load(p); }  // never called
   static inline void store_u8x4(std::uint8_t* p, F a, F b, F c, F d) {
@@ -53,12 +23,6 @@ struct V {
       p[2 * i] = a.v[i];
       p[2 * i + 1] = b.v[i];
     }
-  }
-  static inline void store_f16(std::uint16_t* p, F a) {
-    for (int i = 0; i < 4; ++i) p[i] = float_to_half(a.v[i]);
-  }
-  static inline void store_bf16(std::uint16_t* p, F a) {
-    for (int i = 0; i < 4; ++i) p[i] = float_to_bfloat16(a.v[i]);
   }
   static void dot(const float* src, const HorizontalFilter& f, float* dst) {
     for (int i = 0; i < f.size; ++i) {

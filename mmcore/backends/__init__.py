@@ -1,20 +1,24 @@
 """Which implementation an op runs on: chosen by the tensors' device, or forced by name.
 
-``reference`` is plain torch, the oracle that the others are tested against; ``cpu`` is the compiled core.
+``reference`` is plain torch, the oracle that the others are tested against; ``cpu`` is the compiled core;
+``triton`` are the kernels for GPUs.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 
 from mmcore.errors import UnsupportedError
 
-__all__ = ["BACKENDS", "active_backend", "backend", "missing_backends"]
+__all__ = ["BACKENDS", "active_backend", "backend", "forced_backend", "load_backend", "missing_backends"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 
 _forced: ContextVar[str | None] = ContextVar("mmcore_backend", default=None)
 
@@ -28,6 +32,8 @@ def missing_backends() -> dict[str, str]:
         _core.isa()
     except (ImportError, ValueError) as error:
         missing["cpu"] = str(error)
+    if importlib.util.find_spec("triton") is None:
+        missing["triton"] = "the package triton is not installed: pip install 'mmcore[triton]'"
     return missing
 
 
@@ -43,7 +49,7 @@ def backend(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"reference", "cpu"}
+    name : {"reference", "cpu", "triton"}
 
     Raises
     ------
@@ -69,10 +75,44 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def active_backend() -> str:
-    """Backend of tensors on the CPU: what :func:`backend` forces, else MMCORE_BACKEND, else "cpu"."""
-    forced = _forced.get()
-    if forced is not None:
-        return forced
-    variable = os.environ.get("MMCORE_BACKEND")
-    return _check(variable, "MMCORE_BACKEND") if variable else "cpu"
+def forced_backend() -> str | None:
+    """Return what :func:`backend` forces here, None outside of it."""
+    return _forced.get()
+
+
+def active_backend(
+    device: str = "cpu", implemented: tuple[str, ...] = ("reference", "cpu"), forced: str | None = None
+) -> str:
+    """Backend of an op for tensors on a kind of device.
+
+    ``forced``, else what :func:`backend` forces, else MMCORE_BACKEND, else the device's own: "cpu", "triton"
+    for "cuda", and the reference, which is plain torch, for every other. UnsupportedError if the op or the
+    device does not have it.
+    """
+    name = forced or _forced.get()
+    if name is None:
+        variable = os.environ.get("MMCORE_BACKEND")
+        name = _check(variable, "MMCORE_BACKEND") if variable else _OF_DEVICE.get(device, "reference")
+    if name not in implemented or (name == "cpu" and device != "cpu"):
+        raise UnsupportedError(
+            f"backend {name!r} does not have this op for tensors on {device!r};"
+            " backend 'reference' has it for every device"
+        )
+    return name
+
+
+_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+_loaded: dict[str, ModuleType] = {}
+
+
+def load_backend(name: str) -> ModuleType:
+    """Module of a backend: its functions are named as the ops and take checked arguments."""
+    module = _loaded.get(name)
+    if module is None:
+        reason = missing_backends().get(name)
+        if reason is not None:
+            raise UnsupportedError(
+                f"backend {name!r} is not available: {reason}; backend 'reference' always is"
+            )
+        module = _loaded[name] = importlib.import_module(f"mmcore.backends.{name}")
+    return module

@@ -12,16 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from mmcore import _core
+from mmcore.backends.cpu.memory import empty_pooled
 
 __all__ = ["clear_output_pool", "empty_output", "output_pool_limit", "set_output_pool_limit"]
-
-# DLPack type codes: 0 signed, 1 unsigned, 2 float, 4 bfloat
-_DLPACK_TYPE = {
-    torch.uint8: (1, 8),
-    torch.float16: (2, 16),
-    torch.bfloat16: (4, 16),
-    torch.float32: (2, 32),
-}
 
 
 def empty_output(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -31,13 +24,9 @@ def empty_output(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     ----------
     shape : sequence of int
     dtype : torch.dtype
-        uint8, float16, bfloat16 or float32.
+        uint8, float16, bfloat16, float32 or float64.
     """
-    if 0 in shape:
-        return torch.empty(tuple(shape), dtype=dtype)
-    code, bits = _DLPACK_TYPE[dtype]
-    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(_core.pool_empty(list(shape), code, bits))
-    return tensor
+    return empty_pooled(shape, dtype)
 
 
 def set_output_pool_limit(num_bytes: int) -> None:

@@ -16,10 +16,11 @@
 #include <memory>
 #include <string>
 
+#include "mmcore/dtype.h"
+
 namespace mmcore {
 
 enum class Interpolation : int { kNearest = 0, kBilinear = 1, kBicubic = 2, kArea = 3 };
-enum class DType : int { kU8 = 0, kF16 = 1, kBF16 = 2, kF32 = 3 };
 enum class Accuracy : int { kFused = 0, kRgb8 = 1 };
 enum class ChromaLocation : int { kLeft = 0, kCenter = 1, kTopLeft = 2, kNearest = 3 };
 enum class ColorFamily : int { kYuv = 0, kGray = 1, kRgb = 2 };

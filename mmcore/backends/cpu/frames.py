@@ -1,4 +1,4 @@
-"""The compiled core, called with addresses: what turns Python's description of an op into the C++ one."""
+"""The frames op of the compiled core: its plan and where its output goes."""
 
 from __future__ import annotations
 

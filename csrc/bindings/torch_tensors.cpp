@@ -1,0 +1,176 @@
+#include "torch_tensors.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "dlpack.h"
+#include "mmcore/memory_pool.h"
+
+namespace py = pybind11;
+
+namespace mmcore {
+
+namespace {
+
+constexpr std::size_t kPooledBytes = 512 << 10;  // smaller ones stay in the heap, whose pages are warm
+constexpr int kMaxDims = 4;
+
+struct Torch {
+  PyTypeObject* tensor = nullptr;
+  PyTypeObject* parameter = nullptr;
+  PyObject* is_neg = nullptr;
+  const DLPackExchangeAPI* api = nullptr;
+};
+
+Torch find_torch() {
+  Torch t;
+  try {
+    const py::object tensor = py::module_::import("torch").attr("Tensor");
+    const py::object parameter = py::module_::import("torch.nn").attr("Parameter");
+    if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return t;
+    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    const auto* api =
+        static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api == nullptr) {
+      PyErr_Clear();
+      return t;
+    }
+    if (api->version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr) return t;
+    t.tensor = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());  // for the life of the process
+    t.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+    t.is_neg = PyUnicode_InternFromString("is_neg");
+    t.api = api;
+  } catch (const py::error_already_set&) {
+  }
+  return t;
+}
+
+const Torch& torch() {
+  static const Torch found = find_torch();
+  return found;
+}
+
+struct Owned {
+  DLManagedTensorVersioned managed{};
+  std::int64_t extents[2 * kMaxDims];
+  bool pooled = false;
+};
+
+void release(DLManagedTensorVersioned* t) {
+  auto* owned = static_cast<Owned*>(t->manager_ctx);
+  if (owned->pooled) {
+    pool_release(t->dl_tensor.data);
+  } else {
+    ::operator delete(t->dl_tensor.data, std::align_val_t(64));
+  }
+  delete owned;
+}
+
+}  // namespace
+
+bool TensorView::has_shape(std::initializer_list<std::int64_t> wanted) const {
+  if (ndim != static_cast<int>(wanted.size())) return false;
+  const std::int64_t* have = shape;
+  for (std::int64_t extent : wanted) {
+    if (*have++ != extent) return false;
+  }
+  return true;
+}
+
+bool TensorView::contiguous() const {
+  std::int64_t step = 1;
+  for (int i = ndim; i-- > 0;) {
+    if (shape[i] != 1 && strides[i] != step) return false;
+    step *= shape[i];
+  }
+  return true;
+}
+
+bool tensors_ready() { return torch().api != nullptr; }
+
+bool read_tensor(py::handle object, TensorView* view) {
+  const Torch& t = torch();
+  if (t.api == nullptr) return false;
+  PyTypeObject* type = Py_TYPE(object.ptr());
+  if (type != t.tensor && type != t.parameter) return false;
+  PyObject* negated = PyObject_CallMethodNoArgs(object.ptr(), t.is_neg);
+  if (negated == nullptr) PyErr_Clear();
+  Py_XDECREF(negated);
+  if (negated != Py_False) return false;
+  DLTensor d;
+  if (t.api->dltensor_from_py_object_no_sync(object.ptr(), &d) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (d.device.device_type != kDLCPU || d.dtype.lanes != 1 || (d.strides == nullptr && d.ndim > 0)) return false;
+  view->is_bool = d.dtype.code == kDLBool && d.dtype.bits == 8;
+  if (d.dtype.code == kDLFloat && d.dtype.bits == 32) {
+    view->dtype = DType::kF32;
+  } else if (d.dtype.code == kDLBfloat && d.dtype.bits == 16) {
+    view->dtype = DType::kBF16;
+  } else if (d.dtype.code == kDLFloat && d.dtype.bits == 16) {
+    view->dtype = DType::kF16;
+  } else if (d.dtype.code == kDLFloat && d.dtype.bits == 64) {
+    view->dtype = DType::kF64;
+  } else if (view->is_bool) {
+    view->dtype = DType::kU8;
+  } else {
+    return false;
+  }
+  view->data = static_cast<char*>(d.data) + d.byte_offset;
+  view->ndim = d.ndim;
+  view->shape = d.shape;
+  view->strides = d.strides;
+  return true;
+}
+
+int tensors_kind(const py::tuple& tensors, py::handle tensor_type, py::handle parameter_type) {
+  static PyObject* const name = PyUnicode_InternFromString("requires_grad");
+  int kind = 1;
+  for (const py::handle t : tensors) {
+    if (t.is_none()) continue;
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(t.ptr()));
+    if (type != tensor_type.ptr() && type != parameter_type.ptr()) return 0;
+    if (kind == 2) continue;
+    PyObject* requires_grad = PyObject_GetAttr(t.ptr(), name);
+    if (requires_grad == nullptr) throw py::error_already_set();
+    if (requires_grad == Py_True) kind = 2;
+    Py_DECREF(requires_grad);
+  }
+  return kind;
+}
+
+py::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data) {
+  std::size_t bytes = dtype_size(dtype);
+  auto* owned = new Owned;
+  DLTensor& d = owned->managed.dl_tensor;
+  std::int64_t step = 1;
+  for (int i = ndim; i-- > 0;) {
+    owned->extents[i] = shape[i];
+    owned->extents[kMaxDims + i] = step;
+    step *= shape[i];
+    bytes *= static_cast<std::size_t>(shape[i]);
+  }
+  owned->pooled = bytes >= kPooledBytes;
+  try {
+    d.data = owned->pooled ? pool_allocate(bytes) : ::operator new(bytes == 0 ? 1 : bytes, std::align_val_t(64));
+  } catch (...) {
+    delete owned;
+    throw;
+  }
+  d.device = {kDLCPU, 0};
+  d.ndim = ndim;
+  const std::uint8_t bits = static_cast<std::uint8_t>(8 * dtype_size(dtype));
+  d.dtype = {dtype == DType::kBF16 ? kDLBfloat : kDLFloat, bits, 1};
+  d.shape = owned->extents;
+  d.strides = owned->extents + kMaxDims;
+  owned->managed.version = {1, 0};
+  owned->managed.manager_ctx = owned;
+  owned->managed.deleter = release;
+  *data = d.data;
+  void* result = nullptr;
+  if (torch().api->managed_tensor_to_py_object_no_sync(&owned->managed, &result) != 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(result));
+}
+
+}  // namespace mmcore
