@@ -45,3 +45,73 @@ def assert_frames_close(result: Tensor, oracle: Tensor, transform: FrameTransfor
             f"{int(wrong.sum())} of {result.numel()} values are off, by up to {levels:.4g} levels; first at "
             f"{first}: {result[first].item()!r}, oracle {middle[first].item()!r}"
         )
+
+
+FUSION_TORCH = 2.0
+"""Of torch's own error: a kernel sums in another order, so its roundings are another draw of that kind."""
+
+FUSION_ROUNDINGS = 4.0
+"""In units of eps times a value's magnitude (the sum of the absolute values of all that is added up in it).
+The longest way from an operand to a result passes some 16 operations (mean, difference, square, root,
+division, scale, shift, tap; difference, exp, sum, division, product, sum), each good to half a unit: as a
+random walk 2 units. Twice that; torch's float32 stays within 3.7 over the whole table."""
+
+FUSION_SUM = 0.25
+"""A sum of n terms, made by 8 accumulators or more, takes n / 8 roundings of half a unit one after another,
+each of a part of the sum that grows from nothing to all of it: as a random walk sqrt(n / 8 / 3) / 2, a tenth
+of sqrt(n). Two and a half times that. An accumulator in a half format is a thousand times beyond it."""
+
+
+def assert_fusion_close(
+    name: str,
+    result: Tensor,
+    oracle: Tensor,
+    torch_result: Tensor,
+    magnitude: Tensor,
+    terms: int,
+    casts: int = 1,
+) -> None:
+    """Compare a result or a gradient of the fusion op with the float64 oracle.
+
+    Parameters
+    ----------
+    result : Tensor
+        In its own dtype: any cast of a value within the slack of the oracle. Casts are monotonic, so it must
+        lie between the casts of the two ends, and a half format gets no slack for its own rounding.
+    oracle, magnitude : Tensor
+        float64; the magnitude is the same formula with every term's absolute value.
+    torch_result : Tensor
+        The natural torch formula in the dtype that the op computes in: float32, or float64.
+    terms : int
+        How many are summed in one value.
+    casts : int
+        To the result's dtype; each but the last adds half a unit of it.
+
+    Notes
+    -----
+    ``slack = (2 * torch's error + (4 + sqrt(terms) / 4) * eps) * magnitude``, torch's error being its largest
+    over all values relative to their magnitude, and itself within the second part. Where all that is added up
+    is 0, the result must be 0.
+    """
+    assert result.shape == oracle.shape, (name, result.shape, oracle.shape)
+    if not result.numel():
+        return
+    assert torch.isfinite(oracle).all(), f"{name}: the oracle is not finite"
+    assert (magnitude >= oracle.abs() * (1 - 1e-9)).all(), f"{name}: the magnitude is too small"
+    error = (torch_result.double() - oracle).abs()
+    torch_error = torch.where(error == 0, 0.0, error / magnitude).max()
+    eps = torch.finfo(torch_result.dtype).eps
+    stated = (FUSION_ROUNDINGS + FUSION_SUM * terms**0.5) * eps
+    assert torch_error <= stated, f"{name}: torch itself is off by {torch_error.item() / eps:.4g} units"
+    slack = (FUSION_TORCH * torch_error + stated) * magnitude
+    slack += (casts - 1) * torch.finfo(result.dtype).eps / 2 * magnitude
+    low, high = (oracle - slack).to(result.dtype), (oracle + slack).to(result.dtype)
+    wrong = ~((result >= low) & (result <= high))  # a NaN is wrong
+    if wrong.any():
+        first = tuple(int(i) for i in wrong.nonzero()[0])
+        off = ((result.double() - oracle).abs() / magnitude / eps)[wrong].max().item()
+        raise AssertionError(
+            f"{name}: {int(wrong.sum())} of {result.numel()} values are off, by up to {off:.4g} units of"
+            f" their magnitude (torch: {torch_error.item() / eps:.3g}); first at {first}:"
+            f" {result[first].item()!r}, oracle {oracle[first].item()!r}"
+        )
