@@ -1,4 +1,4 @@
-"""Benchmarks of mmcore beside its peers: ``python -m bench decode|frames|media``, or ``mmcore bench``.
+"""Benchmarks of mmcore beside its peers: ``python -m bench decode|frames|fusion|media``, or ``mmcore bench``.
 
 The folder is part of the source tree, not of the wheel. ``README.md`` here says how to install the peers.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "frames")
+SUITES = ("decode", "frames", "fusion")
 
 
 def run(
@@ -31,8 +31,9 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "frames"}
-        "decode": files to tensors, end to end. "frames": the frames op alone.
+    suite : {"decode", "frames", "fusion"}
+        "decode": files to tensors, end to end. "frames": the frames op alone. "fusion": the fusion op,
+        forward and backward.
     plot, json : None or path
         PNG plot and JSON record to write.
     quick : bool
@@ -44,7 +45,7 @@ def run(
     only : str
         Take only the cases whose name contains this, as "720 crop".
     threads : int
-        Cores and threads for every competitor ("decode" only).
+        Cores and threads for every competitor ("decode" and "fusion").
     clock : {"wall", "cpu"}
         Which clock the tables show; the CPU clock holds on a machine that other programs share.
 
@@ -62,12 +63,14 @@ def run(
         raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
     if clock not in ("wall", "cpu"):
         raise ValueError(f"clock: expected 'wall' or 'cpu', got {clock!r}")
-    if suite != "decode" and (files or threads != 1):
-        raise ValueError("files, threads: only for the decode suite")
+    if suite != "decode" and files:
+        raise ValueError("files: only for the decode suite")
+    if suite == "frames" and threads != 1:
+        raise ValueError("threads: only for the decode and fusion suites")
     for path in (plot, json):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder; it must exist before a long run")
-    from bench import bench_decode, bench_frames, report, timing
+    from bench import bench_decode, bench_frames, bench_fusion, report, timing
 
     cores = timing.pin(threads)
     machine = timing.machine(cores)
@@ -81,6 +84,10 @@ def run(
             threads=threads,
             clock=clock,
             progress=progress,
+        )
+    elif suite == "fusion":
+        result = bench_fusion.run(
+            quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     else:
         result = bench_frames.run(quick=quick, rounds=rounds, only=only, clock=clock, progress=progress)

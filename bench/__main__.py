@@ -25,7 +25,7 @@ def main() -> None:
         "--file", type=Path, action="append", default=[], help="a real clip to measure instead"
     )
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
-    parser.add_argument("--threads", type=int, default=1, help="cores and threads for everyone (decode)")
+    parser.add_argument("--threads", type=int, default=1, help="cores and threads for everyone (not frames)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="clock that the tables show")
     args = parser.parse_args()
     if args.suite == "media":

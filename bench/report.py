@@ -51,7 +51,9 @@ def table(result: dict[str, Any]) -> None:
     """Print a suite's tables."""
     console = _console()
     console.print(_header(result))
-    (_decode_tables if result["suite"] == "decode" else _frames_tables)(result, console)
+    {"decode": _decode_tables, "frames": _frames_tables, "fusion": _fusion_tables}[result["suite"]](
+        result, console
+    )
     for name, reason in result["absent"].items():
         console.print(f"absent: {name}: {reason}", style="yellow", markup=False)
 
@@ -142,6 +144,62 @@ def _frames_tables(result: dict[str, Any], console: Any) -> None:
     console.print(t)
 
 
+_FUSION_PEERS = ("eager", "eager tuned", "torch.compile", "compile tuned")
+
+
+def _fusion_tables(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    rows = result["rows"]
+    timed = ("reference", *_FUSION_PEERS, "mmcore")
+    for regime in result["regimes"]:
+        t = Table(
+            title=f"Fusion op, ms a step, {regime} memory, {result['threads']} thread(s), {result['clock']} "
+            f"clock, median of {result['rounds']} interleaved rounds (quartiles); copy bandwidth "
+            f"{result['copy_bandwidth'] / 1e9:.1f} GB/s (read + write)"
+        )
+        t.add_column("case")
+        for column in ("MB", *timed):
+            t.add_column(column, justify="right", style="bold green" if column == "mmcore" else None)
+        for column in ("over eager", "over compile", "over best", "of bandwidth"):
+            t.add_column(column, justify="right", style="bold green")
+            if column != "over best":
+                t.add_column("goal", justify="right", style="dim")
+        for row in rows:
+            e, goals = row["regimes"][regime], row["goals"]
+            over, share = e["ours_over"], e["of_bandwidth"]
+            t.add_row(
+                row["case"],
+                f"{row['bytes'] / 1e6:.0f}" if share else "",
+                *(_ms(e["competitors"][n]["ms"]) if n in e["competitors"] else "" for n in timed),
+                _spread(over["eager"]),
+                _at_least(goals["eager"]),
+                _spread(over["torch.compile"]) if "torch.compile" in over else "",
+                _at_least(goals["torch.compile"]),
+                f"{min(over[n]['median'] for n in _FUSION_PEERS if n in over):.2f}",
+                _percent(share["mmcore"]) if share else "",
+                "" if goals["of_bandwidth"] is None else f">= {goals['of_bandwidth']:.0%}",
+            )
+        console.print(t)
+    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
+        console.print(
+            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
+        )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 1 else f"{value:.1f}"
+
+
+def _spread(entry: dict[str, float]) -> str:
+    return f"{entry['median']:.2f} ({entry['lower_quartile']:.2f}-{entry['upper_quartile']:.2f})"
+
+
+def _percent(entry: dict[str, float]) -> str:
+    low, high = (entry[k] * 100 for k in ("lower_quartile", "upper_quartile"))
+    return f"{entry['median']:.0%} ({low:.0f}-{high:.0f})"
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw a suite's plot as PNG."""
     import matplotlib
@@ -150,7 +208,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = (_decode_plot if result["suite"] == "decode" else _frames_plot)(result, plt)
+        draw = {"decode": _decode_plot, "frames": _frames_plot, "fusion": _fusion_plot}[result["suite"]]
+        figure = draw(result, plt)
         figure.savefig(path, dpi=130, facecolor="white")
         plt.close(figure)
 
@@ -234,11 +293,95 @@ def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-def _titles(figure: Any, height: float, title: str, subtitle: str, result: dict[str, Any]) -> None:
+def _fusion_plot(result: dict[str, Any], plt: Any) -> Any:
+    rows, regimes = result["rows"], result["regimes"]
+    bars = (
+        ("eager tuned", "#cfd6dc"),
+        ("torch.compile", _PEER),
+        ("compile tuned", "#5f6c78"),
+        ("mmcore", _OURS),
+    )
+    # Each row is as tall as its bars are many.
+    starts, at_row, end = [], [], 0.0
+    for row in rows:
+        present = row["regimes"][regimes[0]]["competitors"]
+        count = sum(name in present for name, _ in bars)
+        starts.append(end)
+        at_row.append(end + (count - 1) / 2)
+        end += count + 0.8
+    height = 0.16 * end + 1.75
+    figure, axes = plt.subplots(
+        1, len(regimes), figsize=(3.6 + 3.6 * len(regimes), height), squeeze=False, sharex=True, sharey=True
+    )
+    room = 1.0
+    for axis, regime in zip(axes.flat, regimes, strict=True):
+        drawn: dict[str, list[tuple[float, float, str]]] = {name: [] for name, _ in bars}
+        for start, row in zip(starts, rows, strict=True):
+            e = row["regimes"][regime]
+            over, share = e["ours_over"], e["of_bandwidth"]
+            for k, name in enumerate(n for n, _ in bars if n in e["competitors"]):
+                times, text = over["eager"]["median"], ""
+                if name != "mmcore":
+                    times /= over[name]["median"]
+                elif share:
+                    text = f"  {share[name]['median']:.0%}"
+                drawn[name].append((start + k, times, f"{times:.2f}{text}"))
+        for name, colour in bars:
+            if not drawn[name]:
+                continue
+            at, values = [y for y, _, _ in drawn[name]], [x for _, x, _ in drawn[name]]
+            axis.barh(at, values, height=0.92, color=colour, label=name)
+            ours = name == "mmcore"
+            for y, x, text in drawn[name]:
+                axis.annotate(
+                    text,
+                    (x, y),
+                    (3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7.5,
+                    fontweight="bold" if ours else "normal",
+                    color=_INK if ours else _QUIET,
+                    # over the dashed line
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
+                )
+        room = max(room, *(x for entries in drawn.values() for _, x, _ in entries))
+        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)), zorder=2)
+        axis.set_title(f"{regime} memory", loc="left", fontsize=10.5, color=_INK)
+        axis.tick_params(axis="y", length=0, labelsize=9)
+        axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    axes[0, 0].set_xlim(0, room * 1.25)
+    axes[0, 0].set_yticks(at_row, [r["case"] for r in rows])
+    axes[0, 0].set_ylim(end - 0.8, -1)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9.5,
+        ncols=len(bars),
+        loc="upper right",
+        bbox_to_anchor=(0.995, 1 - 0.08 / height),
+    )
+    _titles(
+        figure,
+        height,
+        "Weighted fusion, forward and backward: times faster than eager torch",
+        "Dashed: eager. Percent: bytes that must be moved over time, as a share of the copy bandwidth, "
+        f"{result['copy_bandwidth'] / 1e9:.1f} GB/s here.\n{result['threads']} thread(s), medians of "
+        f"{result['rounds']} interleaved rounds. Default: memory as everybody takes it when called without "
+        "further care; recycled: all memory reused; fresh: all mapped anew.",
+        result,
+        lines=2,
+    )
+    return figure
+
+
+def _titles(
+    figure: Any, height: float, title: str, subtitle: str, result: dict[str, Any], lines: int = 1
+) -> None:
     m = result["machine"]
     figure.text(0.012, 1 - 0.16 / height, title, fontsize=14, fontweight="bold", va="top", color=_INK)
     figure.text(0.012, 1 - 0.46 / height, subtitle, fontsize=9.5, va="top", color=_QUIET)
     versions = "  ".join(f"{k} {v}" for k, v in m["versions"].items() if k not in ("python", "numpy"))
     foot = f"{m['cpu']}, ISA {m['mmcore_build'].get('isa')}, {m['date'][:10]}.  {versions}"
     figure.text(0.012, 0.08 / height, foot, fontsize=8, va="bottom", color=_QUIET)
-    figure.tight_layout(rect=(0, 0.26 / height, 1, 1 - 0.72 / height))
+    figure.tight_layout(rect=(0, 0.26 / height, 1, 1 - (0.54 + 0.18 * lines) / height))

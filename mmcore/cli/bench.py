@@ -20,6 +20,7 @@ class Suite(StrEnum):
 
     frames = "frames"
     decode = "decode"
+    fusion = "fusion"
 
 
 class Clock(StrEnum):
@@ -31,7 +32,11 @@ class Clock(StrEnum):
 
 def bench(
     suite: Annotated[
-        Suite, typer.Argument(help="frames: the kernel alone; decode: files to tensors, with peers.")
+        Suite,
+        typer.Argument(
+            help="frames: the kernel alone; decode: files to tensors, with peers;"
+            " fusion: the fusion op, forward and backward, with peers."
+        ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
@@ -43,7 +48,7 @@ def bench(
         list[Path] | None,
         typer.Option(help="Measure this clip, repeatable; decode only.", show_default=False),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for every competitor; decode only.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for every competitor; not for frames.")] = 1,
     clock: Annotated[Clock, typer.Option(help="cpu: for a machine that other programs share.")] = Clock.wall,
 ) -> None:
     """Measure mmcore beside its peers (needs the source tree)."""
