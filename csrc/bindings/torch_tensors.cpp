@@ -50,7 +50,8 @@ const Torch& torch() {
   return found;
 }
 
-struct Owned {
+// Followed by the elements, unless those are in the pool.
+struct alignas(64) Owned {
   DLManagedTensorVersioned managed{};
   std::int64_t extents[2 * kMaxDims];
   bool pooled = false;
@@ -58,12 +59,9 @@ struct Owned {
 
 void release(DLManagedTensorVersioned* t) {
   auto* owned = static_cast<Owned*>(t->manager_ctx);
-  if (owned->pooled) {
-    pool_release(t->dl_tensor.data);
-  } else {
-    ::operator delete(t->dl_tensor.data, std::align_val_t(64));
-  }
-  delete owned;
+  if (owned->pooled) pool_release(t->dl_tensor.data);
+  owned->~Owned();
+  ::operator delete(owned, std::align_val_t(alignof(Owned)));
 }
 
 }  // namespace
@@ -93,16 +91,22 @@ bool read_tensor(py::handle object, TensorView* view) {
   if (t.api == nullptr) return false;
   PyTypeObject* type = Py_TYPE(object.ptr());
   if (type != t.tensor && type != t.parameter) return false;
-  PyObject* negated = PyObject_CallMethodNoArgs(object.ptr(), t.is_neg);
-  if (negated == nullptr) PyErr_Clear();
-  Py_XDECREF(negated);
-  if (negated != Py_False) return false;
   DLTensor d;
   if (t.api->dltensor_from_py_object_no_sync(object.ptr(), &d) != 0) {
     PyErr_Clear();
     return false;
   }
   if (d.device.device_type != kDLCPU || d.dtype.lanes != 1 || (d.strides == nullptr && d.ndim > 0)) return false;
+  // Torch's lazy negation is seen on imaginary parts of conjugates, every other element of memory: one odd stride rules
+  // it out, without a call.
+  bool every_other = true;
+  for (int i = 0; i < d.ndim; ++i) every_other = every_other && (d.shape[i] == 1 || d.strides[i] % 2 == 0);
+  if (every_other) {
+    PyObject* negated = PyObject_CallMethodNoArgs(object.ptr(), t.is_neg);
+    if (negated == nullptr) PyErr_Clear();
+    Py_XDECREF(negated);
+    if (negated != Py_False) return false;
+  }
   view->is_bool = d.dtype.code == kDLBool && d.dtype.bits == 8;
   if (d.dtype.code == kDLFloat && d.dtype.bits == 32) {
     view->dtype = DType::kF32;
@@ -142,21 +146,24 @@ int tensors_kind(const py::tuple& tensors, py::handle tensor_type, py::handle pa
 
 py::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data) {
   std::size_t bytes = dtype_size(dtype);
-  auto* owned = new Owned;
+  for (int i = 0; i < ndim; ++i) bytes *= static_cast<std::size_t>(shape[i]);
+  const bool pooled = bytes >= kPooledBytes;
+  void* const elements = pooled ? pool_allocate(bytes) : nullptr;
+  Owned* owned;
+  try {
+    owned = new (::operator new(sizeof(Owned) + (pooled ? 0 : bytes), std::align_val_t(alignof(Owned)))) Owned;
+  } catch (...) {
+    if (pooled) pool_release(elements);
+    throw;
+  }
+  owned->pooled = pooled;
   DLTensor& d = owned->managed.dl_tensor;
+  d.data = pooled ? elements : static_cast<void*>(owned + 1);
   std::int64_t step = 1;
   for (int i = ndim; i-- > 0;) {
     owned->extents[i] = shape[i];
     owned->extents[kMaxDims + i] = step;
     step *= shape[i];
-    bytes *= static_cast<std::size_t>(shape[i]);
-  }
-  owned->pooled = bytes >= kPooledBytes;
-  try {
-    d.data = owned->pooled ? pool_allocate(bytes) : ::operator new(bytes == 0 ? 1 : bytes, std::align_val_t(64));
-  } catch (...) {
-    delete owned;
-    throw;
   }
   d.device = {kDLCPU, 0};
   d.ndim = ndim;
