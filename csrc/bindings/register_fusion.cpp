@@ -27,8 +27,8 @@ const void* address(std::uintptr_t value) { return reinterpret_cast<const void*>
 
 // features: one (pointer, dtype, length, batch stride, step stride, align) each.
 // gates: (pointer, dtype, kind, batch stride, step stride, modality stride). mask: (pointer, strides), or pointer 0.
-FusionSpec read_spec(const py::tuple& extents, const py::tuple& features, const py::tuple& gates,
-                     const py::tuple& mask, const py::tuple& norm, int mode, int compute, int out_dtype) {
+FusionSpec read_spec(const py::tuple& extents, const py::tuple& features, const py::tuple& gates, const py::tuple& mask,
+                     const py::tuple& norm, int mode, int compute, int out_dtype) {
   FusionSpec s;
   s.count = static_cast<int>(features.size());
   if (s.count < 1 || s.count > mmcore::kMaxModalities) throw std::invalid_argument("weighted_fusion: bad count");
@@ -227,11 +227,12 @@ int threads_for(const Call& call, const py::function& budget) { return call.smal
 py::object forward(const Arguments& a, const py::function& budget) {
   Call call;
   if (!describe(a, &call)) return py::none();
-  const FusionSpec& s = call.spec;
+  FusionSpec& s = call.spec;
   const std::int64_t shape[3] = {s.batch, s.length, s.depth}, flat_shape[2] = {s.batch, s.depth};
   void* data = nullptr;
   const int threads = threads_for(call, budget);
-  py::object out = mmcore::make_tensor(call.flat ? flat_shape : shape, call.flat ? 2 : 3, s.out_dtype, &data);
+  py::object out =
+      mmcore::make_tensor(call.flat ? flat_shape : shape, call.flat ? 2 : 3, s.out_dtype, &data, &s.fresh_results);
   {
     py::gil_scoped_release release;
     mmcore::weighted_fusion(s, data, threads);
@@ -253,7 +254,7 @@ py::object backward(const py::object& grad, const py::tuple& needs, const Argume
   auto make = [&](std::size_t i, DType dtype) {
     const TensorView& v = call.view[i];
     void* data = nullptr;
-    result[i] = mmcore::make_tensor(v.shape, v.ndim, dtype, &data);
+    result[i] = mmcore::make_tensor(v.shape, v.ndim, dtype, &data, &call.spec.fresh_results);
     return data;
   };
   for (std::size_t i = 0; i < result.size(); ++i) result[i] = py::none();
@@ -324,9 +325,8 @@ void register_fusion(py::module_& m) {
   m.def(
       "fusion_forward",
       [](const py::tuple& tensors, const py::object& mode, const py::object& norm, const py::object& align,
-         const py::object& eps, const py::object& length, const py::function& budget) {
-        return forward({tensors, mode, norm, align, eps, length}, budget);
-      },
+         const py::object& eps, const py::object& length,
+         const py::function& budget) { return forward({tensors, mode, norm, align, eps, length}, budget); },
       py::arg("tensors"), py::arg("mode"), py::arg("norm"), py::arg("align"), py::arg("eps"), py::arg("length"),
       py::arg("budget"), py::pos_only(),
       "weighted_fusion of (weights, norm_weight, norm_bias, probe, mask, *features), or None if the call needs"

@@ -29,8 +29,7 @@ Torch find_torch() {
     const py::object parameter = py::module_::import("torch.nn").attr("Parameter");
     if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return t;
     const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    const auto* api =
-        static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (api == nullptr) {
       PyErr_Clear();
       return t;
@@ -144,11 +143,13 @@ int tensors_kind(const py::tuple& tensors, py::handle tensor_type, py::handle pa
   return kind;
 }
 
-py::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data) {
+py::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data, bool* fresh) {
   std::size_t bytes = dtype_size(dtype);
   for (int i = 0; i < ndim; ++i) bytes *= static_cast<std::size_t>(shape[i]);
   const bool pooled = bytes >= kPooledBytes;
-  void* const elements = pooled ? pool_allocate(bytes) : nullptr;
+  bool recycled = true;
+  void* const elements = pooled ? pool_allocate(bytes, &recycled) : nullptr;
+  *fresh = *fresh || !recycled;
   Owned* owned;
   try {
     owned = new (::operator new(sizeof(Owned) + (pooled ? 0 : bytes), std::align_val_t(alignof(Owned)))) Owned;

@@ -34,7 +34,8 @@ bool read_tensor(pybind11::handle object, TensorView* view);
 // 1: none does.
 int tensors_kind(const pybind11::tuple& tensors, pybind11::handle tensor_type, pybind11::handle parameter_type);
 
-// New contiguous tensor; its memory from the recycling pool if it is large. data receives its address.
-pybind11::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data);
+// New contiguous tensor; its memory from the recycling pool if it is large. data receives its address; *fresh becomes
+// true if its pages were never written.
+pybind11::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data, bool* fresh);
 
 }  // namespace mmcore

@@ -49,7 +49,6 @@ Scratch& thread_scratch() {
 
 int sample_size(const FormatDesc& f) { return f.bits + f.shift > 8 ? 2 : 1; }
 
-
 struct Source {
   const std::uint8_t* const* planes;
   const std::ptrdiff_t* pitches;
@@ -424,9 +423,8 @@ void frames_to_tensor(const FramesPlan& plan, const std::uint8_t* const* planes,
 void frames_to_tensor_batch(const FramesPlan& plan, const std::uint8_t* const* planes, const std::ptrdiff_t* pitches,
                             std::int64_t count, const OutputDesc& out, std::int64_t first_frame, int threads) {
   // Each frame is one thread's alone, so the numbers cannot depend on how frames are shared out.
-  parallel_for(count, threads, [&](std::int64_t i) {
-    frames_to_tensor(plan, planes + 4 * i, pitches + 4 * i, out, first_frame + i);
-  });
+  parallel_for(count, threads,
+               [&](std::int64_t i) { frames_to_tensor(plan, planes + 4 * i, pitches + 4 * i, out, first_frame + i); });
 }
 
 }  // namespace mmcore

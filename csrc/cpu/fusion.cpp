@@ -142,8 +142,9 @@ class Gates {
         there |= static_cast<std::uint32_t>(is) << m;
       }
     }
-    const std::int64_t row =
-        spec_.gate_kind == GateKind::kModality ? 0 : spec_.gate_kind == GateKind::kBatch ? b : b * spec_.length + t;
+    const std::int64_t row = spec_.gate_kind == GateKind::kModality ? 0
+                             : spec_.gate_kind == GateKind::kBatch  ? b
+                                                                    : b * spec_.length + t;
     const R* g = static_cast<const R*>(spec_.gates) + row * count;
     double most = -1e30, total = 0;
     for (int m = 0; m < count; ++m) {
@@ -228,7 +229,7 @@ void backward(const FusionSpec& spec, FusionBackward& call, int threads) {
   if (per_channel && out.gates != nullptr) {
     written += static_cast<std::size_t>(spec.batch * spec.length * count * spec.depth) * dtype_size(spec.gates_dtype);
   }
-  call.stream = written >= kStreamBytes;
+  call.stream = written >= kStreamBytes && !spec.fresh_results;
   call.want_p = (out.gates != nullptr && !per_channel) || out.part != nullptr;
   std::unique_ptr<R[]> p(call.want_p ? new R[static_cast<std::size_t>(p_total)] : nullptr);
   R* next = p.get();
@@ -243,7 +244,8 @@ void backward(const FusionSpec& spec, FusionBackward& call, int threads) {
   const std::int64_t size = count * spec.depth;
   std::unique_ptr<R[]> partial(sums ? new R[static_cast<std::size_t>(2 * blocks * size)] : nullptr);
   const std::int64_t padded = fusion_padded(spec.depth);
-  const std::int64_t scratch = (2 * count + 3 + kGroup) * padded + (any_aligned && per_channel ? count * spec.length * padded : 0) +
+  const std::int64_t scratch = (2 * count + 3 + kGroup) * padded +
+                               (any_aligned && per_channel ? count * spec.length * padded : 0) +
                                (count + 1) * (spec.length + 1);
   const FusionKernels& kernels = kernels_for(spec);
   parallel_for(blocks, threads, [&](std::int64_t k) {
@@ -269,7 +271,8 @@ void weighted_fusion(const FusionSpec& spec, void* out, int threads) {
   if (rows == 0 || spec.depth == 0) return;
   const std::size_t scratch = static_cast<std::size_t>(spec.count + 1) *
                               static_cast<std::size_t>(fusion_padded(spec.depth)) * dtype_size(spec.compute);
-  const bool stream = static_cast<std::size_t>(rows * spec.depth) * dtype_size(spec.out_dtype) >= kStreamBytes;
+  const bool stream =
+      static_cast<std::size_t>(rows * spec.depth) * dtype_size(spec.out_dtype) >= kStreamBytes && !spec.fresh_results;
   threads = worth_threads(spec, threads);
   const std::int64_t each =
       threads == 1 ? rows : std::max<std::int64_t>(1, kBlockElements / (spec.depth * (spec.count + 1)));

@@ -103,7 +103,7 @@ static inline std::int64_t end_touch(FusionAlign align, std::int64_t s, std::int
 struct FusionChunk {
   std::int64_t first = 0, end = 0;  // of the modality's own steps
   std::int64_t first_step = 0, end_step = 0;  // steps of the result that take from them
-  std::int64_t offset = 0;          // where their p begin among the batch element's
+  std::int64_t offset = 0;  // where their p begin among the batch element's
 };
 
 struct FusionBackward {
@@ -113,9 +113,9 @@ struct FusionBackward {
   FusionGradients out;
   bool want_p = false;
   bool stream = false;  // features' gradients are large: written past the caches
-  std::int64_t chunks = 1;                       // per batch element
+  std::int64_t chunks = 1;  // per batch element
   const FusionChunk* chunk[kMaxModalities] = {};  // [c]
-  void* p[kMaxModalities] = {};                  // (batch, p_length) of `compute`: <G, a_m>
+  void* p[kMaxModalities] = {};  // (batch, p_length) of `compute`: <G, a_m>
   std::int64_t p_length[kMaxModalities] = {};
 };
 
@@ -137,7 +137,7 @@ struct FusionKernels {
 namespace base {
 extern const FusionKernels kFusionKernels;
 extern const FusionKernels kFusionKernelsF64;
-}
+}  // namespace base
 namespace avx2 {
 extern const FusionKernels kFusionKernels;
 }

@@ -138,11 +138,11 @@ static inline std::uint32_t available(const FusionSpec& s, std::int64_t b, std::
 }
 
 template <typename L>
-static inline void row_weights(const FusionSpec& s, std::int64_t b, std::int64_t t, std::uint32_t there,
-                               RealOf<L>* w) {
+static inline void row_weights(const FusionSpec& s, std::int64_t b, std::int64_t t, std::uint32_t there, RealOf<L>* w) {
   using R = RealOf<L>;
-  const std::int64_t row =
-      s.gate_kind == GateKind::kModality ? 0 : s.gate_kind == GateKind::kBatch ? b : b * s.length + t;
+  const std::int64_t row = s.gate_kind == GateKind::kModality ? 0
+                           : s.gate_kind == GateKind::kBatch  ? b
+                                                              : b * s.length + t;
   const R* g = static_cast<const R*>(s.gates) + row * s.count;
   R total = 0;
   switch (s.mode) {
@@ -215,7 +215,8 @@ static inline void widen(const T* x, RealOf<L>* y, std::int64_t n) {
 template <typename L>
 static inline const RealOf<L>* widened(const void* x, DType dtype, RealOf<L>* scratch, std::int64_t n) {
   if (dtype == real_dtype<L>()) return static_cast<const RealOf<L>*>(x);
-  visit<L>(dtype, [&](auto* type) { widen<L>(static_cast<const std::remove_pointer_t<decltype(type)>*>(x), scratch, n); });
+  visit<L>(dtype,
+           [&](auto* type) { widen<L>(static_cast<const std::remove_pointer_t<decltype(type)>*>(x), scratch, n); });
   return scratch;
 }
 
@@ -233,7 +234,8 @@ static inline RealOf<L> nearby_mean(const T* x, std::int64_t n) {
   std::int64_t k = n / 16 > 64 ? n / 16 : 64;
   if (k > n) k = n;
   typename L::F sum[2] = {L::set(0), L::set(0)};
-  sweep<L>(k, [&](std::int64_t i, auto io, int j) MMCORE_INLINE_LAMBDA { sum[j] = L::add(sum[j], io.load(x + i, L::set(0))); });
+  sweep<L>(k, [&](std::int64_t i, auto io, int j)
+                  MMCORE_INLINE_LAMBDA { sum[j] = L::add(sum[j], io.load(x + i, L::set(0))); });
   return L::sum(L::add(sum[0], sum[1])) / static_cast<RealOf<L>>(k);
 }
 
@@ -453,8 +455,8 @@ static inline void sum_normalised(const NormalisedTerm<L>* terms, const RealOf<L
 }
 
 template <typename L, typename T, typename To, bool kAffine, bool kAdd>
-static void sum_some_normalised(const NormalisedTerm<L>* terms, int count, const RealOf<L>* sum, To* out,
-                                bool stream, std::int64_t n) {
+static void sum_some_normalised(const NormalisedTerm<L>* terms, int count, const RealOf<L>* sum, To* out, bool stream,
+                                std::int64_t n) {
   switch (count) {
     case 1:
       return sum_normalised<L, T, To, 1, kAffine, kAdd>(terms, sum, out, stream, n);
@@ -485,7 +487,7 @@ static void sum_all_normalised(const NormalisedTerm<L>* terms, int count, RealOf
 // Weights of one vector of channels: w[m] of gates g + m * stride, 0 for what is not there. `total` as in `row_weights`.
 template <typename L, typename T, typename Access>
 static MMCORE_INLINE typename L::F channel_weights(const FusionSpec& s, const T* g, std::int64_t i, const Access& io,
-                                            std::uint32_t there, typename L::F* w) {
+                                                   std::uint32_t there, typename L::F* w) {
   using F = typename L::F;
   const F zero = L::set(0);
   F total = zero;
@@ -569,10 +571,10 @@ static void forward(const FusionSpec& spec, void* result, bool stream, std::int6
   std::int64_t most_terms = 0;
   for (int m = 0; m < spec.count; ++m) {
     direct = direct && spec.feature[m].dtype == spec.out_dtype;
-    one_tap = one_tap && (spec.feature[m].align == FusionAlign::kNone || spec.feature[m].align == FusionAlign::kNearest);
-    most_terms += spec.feature[m].align == FusionAlign::kMean
-                      ? (spec.feature[m].length + spec.length - 1) / spec.length + 1
-                      : 2;
+    one_tap =
+        one_tap && (spec.feature[m].align == FusionAlign::kNone || spec.feature[m].align == FusionAlign::kNearest);
+    most_terms +=
+        spec.feature[m].align == FusionAlign::kMean ? (spec.feature[m].length + spec.length - 1) / spec.length + 1 : 2;
   }
   constexpr std::int64_t kTerms = 64;
   // Straight from the features' memory: sums of them, or of their normalised rows where each is one.
@@ -621,8 +623,8 @@ static void forward(const FusionSpec& spec, void* result, bool stream, std::int6
       using T = std::remove_pointer_t<decltype(type)>;
       if (spec.gate_kind == GateKind::kChannel) {
         visit<L>(spec.gates_dtype, [&](auto* gate) {
-          fuse_channels<L>(spec, static_cast<const std::remove_pointer_t<decltype(gate)>*>(gate_row(spec, b, t)), weights.there, a,
-                           static_cast<T*>(out), stream);
+          fuse_channels<L>(spec, static_cast<const std::remove_pointer_t<decltype(gate)>*>(gate_row(spec, b, t)),
+                           weights.there, a, static_cast<T*>(out), stream);
         });
       } else {
         sum_all<L, R, T>(terms, count, sum, static_cast<T*>(out), stream, n);
@@ -636,8 +638,7 @@ static void forward(const FusionSpec& spec, void* result, bool stream, std::int6
 
 // No norm: dx = f H; the result is <H, x>.
 template <typename L, typename T, bool kDot, bool kWrite>
-static inline RealOf<L> scale_and_dot(const RealOf<L>* h, const T* x, RealOf<L> f, T* dx, bool stream,
-                                      std::int64_t n) {
+static inline RealOf<L> scale_and_dot(const RealOf<L>* h, const T* x, RealOf<L> f, T* dx, bool stream, std::int64_t n) {
   using F = typename L::F;
   const F zero = L::set(0), factor = L::set(f);
   F sum[2] = {zero, zero};
@@ -711,8 +712,8 @@ struct GradientWriter {
         mean(L::set(of.mean)),
         factor(L::set(of.factor)) {}
   template <bool kAffine, bool kSums, bool kStream, typename T, typename Access>
-  MMCORE_INLINE void step(std::int64_t i, const Access& io, const RealOf<L>* h, const T* x, std::ptrdiff_t ahead, F gamma,
-                   T* dx, F& sum_gamma, F& sum_beta) const {
+  MMCORE_INLINE void step(std::int64_t i, const Access& io, const RealOf<L>* h, const T* x, std::ptrdiff_t ahead,
+                          F gamma, T* dx, F& sum_gamma, F& sum_beta) const {
     MMCORE_PREFETCH(x + ahead + i);  // as in normalise_row
     const F zero = L::set(0);
     const F g = io.load(h + i, zero), d = L::sub(io.load(x + i, zero), mean), ag = L::mul(alpha, g);
@@ -867,9 +868,8 @@ static inline RealOf<L> dot_row(const T* g, const RealOf<L>* a, std::int64_t n) 
   using F = typename L::F;
   const F zero = L::set(0);
   F sum[2] = {zero, zero};
-  sweep<L>(n, [&](std::int64_t i, auto io, int j) MMCORE_INLINE_LAMBDA {
-    sum[j] = L::fma(io.load(g + i, zero), io.load(a + i, zero), sum[j]);
-  });
+  sweep<L>(n, [&](std::int64_t i, auto io, int j)
+                  MMCORE_INLINE_LAMBDA { sum[j] = L::fma(io.load(g + i, zero), io.load(a + i, zero), sum[j]); });
   return L::sum(L::add(sum[0], sum[1]));
 }
 
@@ -1000,8 +1000,17 @@ class Item {
     const FusionChunk& chunk = call_.chunk[m][c_];
     for (std::int64_t t = chunk.first_step; t < chunk.end_step; ++t) p_of(m)[t] = 0;
   }
-  static void zero(void* row, std::int64_t n, DType dtype) {
-    if (row != nullptr) std::memset(row, 0, static_cast<std::size_t>(n) * dtype_size(dtype));
+  void zero(void* row, std::int64_t n, DType dtype) const {
+    if (row == nullptr) return;
+    std::int64_t bytes = n * static_cast<std::int64_t>(dtype_size(dtype));
+    char* p = static_cast<char*>(row);
+    if (can_stream(row, call_.stream)) {
+      for (; bytes >= 64; bytes -= 64, p += 64) {
+        for (int i = 0; i < 64; i += static_cast<int>(sizeof(R)) * L::N)
+          L::stream(reinterpret_cast<R*>(p + i), L::set(0));
+      }
+    }
+    std::memset(p, 0, static_cast<std::size_t>(bytes));
   }
 
   // Steps [t, end) of all modalities that have the result's steps, one modality after the other, so that gamma, beta and
@@ -1092,9 +1101,7 @@ class Item {
     }
   }
   // With gates per channel p holds w_m a_m G, by the result's steps.
-  R& p_of_step(int m, std::int64_t t) const {
-    return static_cast<R*>(call_.p[m])[b_ * call_.p_length[m] + t];
-  }
+  R& p_of_step(int m, std::int64_t t) const { return static_cast<R*>(call_.p[m])[b_ * call_.p_length[m] + t]; }
 
   // A modality of other steps: its rows of this chunk, each with the steps of the result that take from it.
   void other_steps(int m) {

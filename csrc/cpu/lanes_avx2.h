@@ -5,9 +5,7 @@ struct Lanes {
   using F = __m256;
   static inline F set(float x) { return _mm256_set1_ps(x); }
   static inline F load(const float* p) { return _mm256_loadu_ps(p); }
-  static inline F load(const f16* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
+  static inline F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static inline F load(const bf16* p) {
     const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));

@@ -8,12 +8,8 @@ struct Lanes {
   static inline F load(const f16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static inline F from_bf16(__m256i v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-  }
-  static inline F load(const bf16* p) {
-    return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
+  static inline F from_bf16(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+  static inline F load(const bf16* p) { return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   static inline __m256i to_f16(F a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
   // Nearest even by adding half a unit, less one where the last bit kept is even. Not to NaN, which it could turn into
@@ -24,13 +20,11 @@ struct Lanes {
     const __mmask16 odd = _mm512_mask_test_epi32_mask(number, v, _mm512_set1_epi32(0x10000));
     __m512i r = _mm512_mask_add_epi32(v, number, v, _mm512_set1_epi32(0x7fff));
     r = _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
-    const __m512i high = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17,
-                                          15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i high = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19,
+                                          17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_castsi512_si256(_mm512_permutexvar_epi16(high, r));
   }
-  static inline void store_f16(std::uint16_t* p, F a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(a));
-  }
+  static inline void store_f16(std::uint16_t* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(a)); }
   static inline void store_bf16(std::uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(a));
   }

@@ -75,7 +75,8 @@ void shrink_to(Pool& p, std::size_t limit) {
 
 }  // namespace
 
-void* pool_allocate(std::size_t bytes) {
+void* pool_allocate(std::size_t bytes, bool* recycled) {
+  if (recycled != nullptr) *recycled = false;
   if (bytes > SIZE_MAX - kGranule) throw std::bad_alloc();
   const std::size_t size = (bytes + kGranule - 1) / kGranule * kGranule;
   Pool& p = pool();
@@ -89,6 +90,7 @@ void* pool_allocate(std::size_t bytes) {
         p.lent.emplace(block.data, block.bytes);
         p.kept.erase(it);
         p.kept_bytes -= block.bytes;
+        if (recycled != nullptr) *recycled = true;
         return block.data;
       }
     }

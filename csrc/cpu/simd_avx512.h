@@ -2,7 +2,7 @@
 namespace eight {
 #include "lanes_avx2.h"
 #include "simd_avx2.h"
-}
+}  // namespace eight
 
 struct V : Lanes {
   static constexpr int kPermuteLanes = 16;

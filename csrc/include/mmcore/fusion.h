@@ -53,17 +53,19 @@ struct FusionSpec {
   std::ptrdiff_t gate_stride[3] = {0, 0, 0};  // kChannel: batch, step, modality
   const std::uint8_t* mask = nullptr;         // null: all are there
   std::ptrdiff_t mask_stride[3] = {0, 0, 0};  // batch, step (0: the same for all), modality
-  const void* gamma = nullptr;                // (count, depth) of `compute`, contiguous; null: 1
-  const void* beta = nullptr;                 // likewise; null: 0
+  // Results lie in pages that were never written: the kernel's zeroes are in the caches, and writing past them is slower.
+  bool fresh_results = false;
+  const void* gamma = nullptr;  // (count, depth) of `compute`, contiguous; null: 1
+  const void* beta = nullptr;  // likewise; null: 0
 };
 
 // What the backward writes; null for what is not wanted. All contiguous.
 struct FusionGradients {
   void* feature[kMaxModalities] = {};  // (batch, length_m, depth) of the feature's dtype
-  void* gates = nullptr;               // the gates' shape; of `compute`, kChannel: of gates_dtype
-  void* gamma = nullptr;               // (count, depth) of `compute`
+  void* gates = nullptr;  // the gates' shape; of `compute`, kChannel: of gates_dtype
+  void* gamma = nullptr;  // (count, depth) of `compute`
   void* beta = nullptr;
-  void* part = nullptr;                // (batch, count) of `compute`: sum over t, d of w_m a_m G
+  void* part = nullptr;  // (batch, count) of `compute`: sum over t, d of w_m a_m G
 };
 
 // Both throw std::bad_alloc alone.

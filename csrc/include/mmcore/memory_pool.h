@@ -8,8 +8,8 @@
 
 namespace mmcore {
 
-// At least `bytes` bytes, aligned to 64. Throws std::bad_alloc.
-void* pool_allocate(std::size_t bytes);
+// At least `bytes` bytes, aligned to 64. Throws std::bad_alloc. *recycled: whether its pages have been written before.
+void* pool_allocate(std::size_t bytes, bool* recycled = nullptr);
 void pool_release(void* block) noexcept;
 
 // Bytes kept for reuse at most; blocks over it are returned to the system at once. Default 512 MiB.

@@ -1,0 +1,425 @@
+"""Weighted fusion in Triton kernels: which of them a call needs, in which tiles, with what memory.
+
+Forward: one launch. Backward: one for what is known row by row of the result, which without alignment is
+everything; one for the streams of other rates; and one that sums what the others left in slots. Rows too long
+for one tile (``MAX_BLOCK``) cost a launch more if they are normalised, for their mean and length.
+
+Tiles depend on shapes only, and the number of programs also on the GPU: the same call on the same GPU gives
+the same bits. Nothing waits for the GPU, and memory comes from torch's allocator on the current stream, so
+that calls can be captured in CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+from mmcore.backends import reference
+from mmcore.errors import UnsupportedError
+from mmcore.kernels import fusion as kernels
+
+if TYPE_CHECKING:
+    from mmcore.ops.fusion import FusionOptions
+
+__all__ = ["weighted_fusion", "weighted_fusion_backward"]
+
+MAX_BLOCK = 4096
+"""Channels of a row that one program holds at once: 8 a thread at 16 warps."""
+
+TILE = 1024
+"""Elements of a tile of short rows."""
+
+NARROW = 2**31 - 2**12
+"""Steps below it, and products of two numbers of steps, are int32 in the kernels."""
+
+_WARPS = 16
+_COMPILED = isinstance(kernels.fusion_forward_kernel, JITFunction)
+
+
+class _Tile(NamedTuple):
+    rows: int
+    block: int
+    blocks: int
+    """Blocks of D."""
+    warps: int
+
+    @property
+    def per_thread(self) -> int:
+        """Elements of a tile that each thread holds, at 32 threads a warp."""
+        return max(1, self.rows * self.block // (32 * self.warps))
+
+    def holds(self, tiles: int) -> bool:
+        """Whether so many tiles more than the usual few fit into registers: 16 warps have 128 a thread."""
+        return tiles * self.per_thread <= (32 if self.warps > 8 else 64)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tile(depth: int, whole: bool, live: int) -> _Tile:
+    """Tile of rows of ``depth`` channels; ``whole``: of whole rows. ``live``: tiles held at the same time."""
+    block = _power_of_two(depth)
+    if not whole:
+        # Blocks without a rest, where they are not too small: 768 is 3 x 256.
+        even = depth & -depth
+        block = min(block, even if even >= 128 else TILE, TILE)
+    rows = max(1, TILE // block)
+    per_thread = 8 if live <= 4 else 4 if live <= 8 else 2
+    warps = min(_WARPS, max(1, rows * block // (32 * per_thread)))
+    return _Tile(rows, block, -(-depth // block), warps)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(device: torch.device, per_multiprocessor: int) -> int:
+    if device.type != "cuda":
+        return 3  # the interpreter: few enough that every program has several tiles
+    return per_multiprocessor * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cpu" and _COMPILED:
+        raise UnsupportedError(
+            "backend 'triton' takes tensors on the CPU only in Triton's interpreter, which TRITON_INTERPRET=1"
+            " in the environment switches on before its first use; backends 'cpu' and 'reference' take them"
+        )
+
+
+def _is_double(features: Sequence[Tensor], weights: Tensor) -> bool:
+    return weights.dtype == torch.float64 or any(x.dtype == torch.float64 for x in features)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
+    # Fused multiply-add is what the tolerances allow for; Triton 3.9 warns where it is not said.
+    kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _zero_or_unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) in (0, 1) or x.shape[-1] <= 1 else x.contiguous()
+
+
+class _Call:
+    """One call of the op: its sizes, and its tensors as the kernels take them."""
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        weights: Tensor,
+        mask: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        options: FusionOptions,
+    ) -> None:
+        first = features[0]
+        self.count = len(features)
+        self.batch, self.steps, self.depth = first.shape[0], options.length, first.shape[2]
+        self.rows = self.batch * self.steps
+        self.device = first.device
+        self.per_channel = weights.dim() == 4
+        self.sources = [x.shape[1] for x in features]
+        self.norm = options.norm or "none"
+        self.align = options.align
+        block = _power_of_two(self.depth)
+        self.long = block > MAX_BLOCK or (self.per_channel and self.count * block > 4 * MAX_BLOCK)
+        longest = max(self.sources)
+        aligned = [s for s, kind in zip(self.sources, self.align, strict=True) if kind != "none"]
+        products = 2 * (self.steps + 1) * (max(aligned, default=0) + 2)
+        self.wide = max(self.batch * max(self.steps, longest), products) >= NARROW
+
+        if self.per_channel:
+            weights = _zero_or_unit_stride(weights)
+        s = weights.stride()
+        strides = {1: (0, 0, *s, 0), 2: (s[0], 0, s[-1], 0), 3: (*s, 0), 4: s}[weights.dim()]
+        self.features = tuple(
+            (x, x.stride(0), x.stride(1), x.shape[1]) for x in (_unit_stride(x) for x in features)
+        )
+        mask_arguments = None
+        if mask is not None:
+            m = mask.stride()
+            mask_arguments = (mask, m[0], 0 if mask.dim() == 2 else m[1], m[-1])
+        self.tensors: dict[str, Any] = {
+            "features": self.features,
+            "weights": (weights, *strides),
+            "mask": mask_arguments,
+            "norm_weight": self._affine(norm_weight),
+        }
+        self.norm_bias = self._affine(norm_bias)
+        self.constants: dict[str, Any] = {
+            "T": self.steps,
+            "D": self.depth,
+            "eps": options.eps,
+            "M": self.count,
+            "MODE": options.mode,
+            "NORM": self.norm,
+            "ALIGN": self.align,
+            "PER_CHANNEL": self.per_channel,
+            "WIDE": self.wide,
+        }
+
+    @staticmethod
+    def _affine(value: Tensor | None) -> tuple[Tensor, int] | None:
+        if value is None:
+            return None
+        value = _unit_stride(value)
+        return value, value.stride(0)
+
+    def stats(self, grad: tuple[Any, ...] | None) -> tuple[Tensor | None, ...]:
+        """Mean and length of each row, with ``grad`` also its projections, if a tile cannot hold the row."""
+        if not self.long or self.norm == "none":
+            return (None,) * self.count
+        stats = tuple(
+            torch.empty((self.batch * s, 4), dtype=torch.float32, device=self.device) for s in self.sources
+        )
+        tile = _tile(self.depth, False, self.count if self.per_channel else 1)
+        grid = (self.batch * max(self.sources), self.count)
+        sizes = {"B": self.batch, "BLOCK_D": tile.block}
+        _launch(
+            kernels.fusion_stats_kernel,
+            grid,
+            tile.warps,
+            {"grad": grad, "stats": stats, **self.tensors, **sizes, **self.constants},
+        )
+        return stats
+
+
+def weighted_fusion(
+    features: Sequence[Tensor],
+    weights: Tensor,
+    mask: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    probe: Tensor | None,
+    options: FusionOptions,
+) -> Tensor:
+    """Fused features (B, T, D) of (B, T_m, D) ones. Arguments are already checked."""
+    _check_device(features[0].device)
+    if _is_double(features, weights):
+        # The kernels compute in float32. torch builds the reference's alignment tables on the host, so that
+        # aligned float64 calls cannot be captured in a CUDA graph.
+        return reference.weighted_fusion(features, weights, mask, norm_weight, norm_bias, probe, options)
+    batch, _, depth = features[0].shape
+    out = features[0].new_empty((batch, options.length, depth), dtype=options.dtype)
+    if out.numel() == 0:
+        return out
+    call = _Call(features, weights, mask, norm_weight, norm_bias, options)
+    with _on_device(call.device):
+        stats = call.stats(None)
+        whole = call.norm != "none" and not call.long
+        tile = _tile(call.depth, whole, call.count if whole or call.per_channel else 1)
+        arguments = {
+            "out": out,
+            "stats": stats,
+            "norm_bias": call.norm_bias,
+            "rows": call.rows,
+            "ROWS": tile.rows,
+            "BLOCK_D": tile.block,
+            "KEEP": tile.holds(2 * call.count),
+        }
+        grid = (-(-call.rows // tile.rows), tile.blocks)
+        _launch(
+            kernels.fusion_forward_kernel,
+            grid,
+            tile.warps,
+            {**arguments, **call.tensors, **call.constants},
+        )
+    return out
+
+
+def weighted_fusion_backward(
+    grad: Tensor,
+    features: Sequence[Tensor],
+    weights: Tensor,
+    mask: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    probe: Tensor | None,
+    options: FusionOptions,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of weights, norm_weight, norm_bias, probe and each feature; None where ``needs`` is False."""
+    _check_device(features[0].device)
+    if _is_double(features, weights):
+        return reference.weighted_fusion_backward(
+            grad, features, weights, mask, norm_weight, norm_bias, probe, options, needs
+        )
+    given = (weights, norm_weight, norm_bias, probe, *features)
+    make: Callable[..., Tensor] = torch.zeros if grad.numel() == 0 else torch.empty
+    results = [
+        None if t is None or not need else make(t.shape, dtype=t.dtype, device=t.device)
+        for t, need in zip(given, needs, strict=True)
+    ]
+    if grad.numel() == 0 or all(r is None for r in results):
+        return results
+    call = _Call(features, weights, mask, norm_weight, norm_bias, options)
+    with _on_device(call.device):
+        _Backward(call, _zero_or_unit_stride(grad), weights.dim(), results).run()
+    return results
+
+
+class _Backward:
+    """The launches of one backward, and what goes from one to the next."""
+
+    def __init__(self, call: _Call, grad: Tensor, weights_dims: int, results: list[Tensor | None]) -> None:
+        self.call = call
+        self.grad = (grad, *grad.stride())
+        self.weights_dims = weights_dims
+        self.dweights, self.dnorm_weight, self.dnorm_bias, self.dprobe, *self.dfeatures = results
+        self.jobs: list[tuple[Tensor, Tensor, int, int, int]] = []
+        """Of ``sum_kernel``."""
+
+    def _scratch(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.call.device)
+
+    def _summed(self, target: Tensor, outer: int, count: int, inner: int) -> Tensor:
+        """Memory for what ``target`` is the sum of over the middle dimension; itself if that has one step."""
+        if count == 1:
+            return target
+        scratch = self._scratch(outer, count, inner)
+        self.jobs.append((scratch, target, outer, count, inner))
+        return scratch
+
+    def run(self) -> None:
+        """Fill the results."""
+        call = self.call
+        M, per_channel = call.count, call.per_channel
+        affine = [d for d in (self.dnorm_weight, self.dnorm_bias) if d is not None]
+        whole = not call.long
+        held = M * (len(affine) + per_channel)
+        tile = _tile(call.depth, whole, held)
+        # Sums of every modality's norm_weight and norm_bias stay in registers, if they fit.
+        fits = whole and (not affine or tile.holds(held))
+        if not fits:
+            tile = _tile(call.depth, whole, M)
+        wanted = [bool(affine) or dx is not None for dx in self.dfeatures]
+        fused = tuple(want and fits and kind == "none" for want, kind in zip(wanted, call.align, strict=True))
+        rest = tuple(m for m in range(M) if wanted[m] and not fused[m])
+        source_tile = _tile(
+            call.depth, whole and call.norm != "none", len(affine) + (M if per_channel else 1)
+        )
+        tiles = -(-call.rows // tile.rows)
+        source_tiles = max((-(-call.batch * call.sources[m] // source_tile.rows) for m in rest), default=0)
+        # With sums to add up few programs, each with its slot; without, as many as can run at once.
+        most = _programs(call.device, 2 if affine else 16)
+        programs, source_programs = min(tiles, most), min(source_tiles, most)
+        if affine:
+            programs = source_programs = max(programs if any(fused) else 1, source_programs)
+            if not any(fused):
+                programs = min(tiles, _programs(call.device, 16))
+        stats = call.stats(self.grad)
+        dnorm_weight, dnorm_bias = (
+            None if d is None else self._summed(d, 1, source_programs, M * call.depth)
+            for d in (self.dnorm_weight, self.dnorm_bias)
+        )
+        if any(fused) or self.dweights is not None or self.dprobe is not None:
+            self._rows(tile, programs, tiles, fused, stats, dnorm_weight, dnorm_bias)
+        if rest:
+            self._sources(source_tile, source_programs, rest, stats, dnorm_weight, dnorm_bias)
+        if self.jobs:
+            self._sum()
+
+    def _rows(
+        self,
+        tile: _Tile,
+        programs: int,
+        tiles: int,
+        fused: tuple[bool, ...],
+        stats: tuple[Tensor | None, ...],
+        dnorm_weight: Tensor | None,
+        dnorm_bias: Tensor | None,
+    ) -> None:
+        call, M = self.call, self.call.count
+        dweights, per_step = self.dweights, True
+        if dweights is not None and self.weights_dims == 1:
+            per_step = False
+            dweights = self._summed(dweights, 1, programs, M)
+        elif dweights is not None and self.weights_dims == 2:
+            dweights = self._summed(dweights, call.batch, call.steps, M)
+        dprobe = self.dprobe
+        if dprobe is not None:
+            dprobe = self._summed(dprobe, call.batch, call.steps, M)
+        affine = any(fused)
+        arguments = {
+            "grad": self.grad,
+            "stats": stats,
+            "norm_bias": call.norm_bias,
+            "dfeatures": tuple(dx if f else None for dx, f in zip(self.dfeatures, fused, strict=True)),
+            "dweights": dweights,
+            "dprobe": dprobe,
+            "dnorm_weight": dnorm_weight if affine else None,
+            "dnorm_bias": dnorm_bias if affine else None,
+            "rows": call.rows,
+            "tiles": -(-tiles // programs),
+            "FUSED": fused,
+            "PER_STEP": per_step,
+            "ROWS": tile.rows,
+            "BLOCK_D": tile.block,
+            "LOOP": tile.blocks > 1,
+            "KEEP": tile.holds(2 * M),
+        }
+        _launch(
+            kernels.fusion_backward_kernel,
+            (programs,),
+            tile.warps,
+            {**arguments, **call.tensors, **call.constants},
+        )
+
+    def _sources(
+        self,
+        tile: _Tile,
+        programs: int,
+        which: tuple[int, ...],
+        stats: tuple[Tensor | None, ...],
+        dnorm_weight: Tensor | None,
+        dnorm_bias: Tensor | None,
+    ) -> None:
+        call = self.call
+        # Steps of the result that a source step is part of: where they are many, four loads at once.
+        reaches = max(call.steps // call.sources[m] for m in which)
+        arguments = {
+            "grad": self.grad,
+            "stats": stats,
+            "dfeatures": tuple(self.dfeatures),
+            "dnorm_weight": dnorm_weight,
+            "dnorm_bias": dnorm_bias,
+            "B": call.batch,
+            "WHICH": which,
+            "UNROLL": 4 if reaches >= 4 else 1,
+            "ROWS": tile.rows,
+            "BLOCK_D": tile.block,
+        }
+        _launch(
+            kernels.fusion_source_kernel,
+            (programs, tile.blocks, len(which)),
+            tile.warps,
+            {**arguments, **call.tensors, **call.constants},
+        )
+
+    def _sum(self) -> None:
+        blocks = []
+        for _, _, outer, _, inner in self.jobs:
+            results = min(32, _power_of_two(outer * inner))
+            blocks.append((4096 // results, results))
+        grid = max(
+            -(-outer * inner // block[1])
+            for (_, _, outer, _, inner), block in zip(self.jobs, blocks, strict=True)
+        )
+        arguments = {"jobs": tuple(self.jobs), "BLOCKS": tuple(blocks)}
+        _launch(kernels.sum_kernel, (grid, len(blocks)), 8, arguments)
