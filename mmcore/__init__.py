@@ -2,7 +2,8 @@
 
 Video files become model input tensors for little more than the bare decode: :class:`VideoDecoder` and
 :func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass. Features of several
-modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`.
+modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`. All
+heads' losses and gradients come in one pass: :func:`multi_task_loss` and :class:`mmcore.nn.MultiTaskLoss`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 from mmcore.ops.frame_transform import FrameTransform, Patches, patches
 from mmcore.ops.frames import frames_to_tensor
 from mmcore.ops.fusion import weighted_fusion
+from mmcore.ops.head_gram import head_gram
+from mmcore.ops.loss_task import Task
+from mmcore.ops.losses import LossGradients, multi_task_loss, multi_task_value_and_grad
 from mmcore.ops.output_pool import clear_output_pool, empty_output, output_pool_limit, set_output_pool_limit
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 from mmcore.ops.planes import ColorSpec, Planes
@@ -39,10 +43,12 @@ __all__ = [
     "FrameBatchBuilder",
     "FrameTimes",
     "FrameTransform",
+    "LossGradients",
     "MMCoreError",
     "Patches",
     "PixelFormat",
     "Planes",
+    "Task",
     "UnsupportedError",
     "VideoDecoder",
     "VideoStreamMetadata",
@@ -53,6 +59,9 @@ __all__ = [
     "empty_output",
     "frames_to_tensor",
     "get_num_threads",
+    "head_gram",
+    "multi_task_loss",
+    "multi_task_value_and_grad",
     "nn",
     "output_pool_limit",
     "patches",

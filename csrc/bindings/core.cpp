@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 void register_frames(py::module_& m);
 void register_fusion(py::module_& m);
+void register_losses(py::module_& m);
 void register_memory_pool(py::module_& m);
 void register_torch_tensors(py::module_& m);
 
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "Instruction sets that this build holds and this machine runs, the slowest first.");
   register_frames(m);
   register_fusion(m);
+  register_losses(m);
   register_memory_pool(m);
   register_torch_tensors(m);
 }

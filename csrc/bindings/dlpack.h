@@ -14,7 +14,7 @@ struct DLDataType {
   std::uint8_t code, bits;
   std::uint16_t lanes;
 };
-constexpr std::uint8_t kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6;
+constexpr std::uint8_t kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6;
 
 struct DLTensor {
   void* data;

@@ -13,7 +13,7 @@ namespace mmcore {
 namespace {
 
 constexpr std::size_t kPooledBytes = 512 << 10;  // smaller ones stay in the heap, whose pages are warm
-constexpr int kMaxDims = 4;
+constexpr int kMaxDims = 8;
 
 struct Torch {
   PyTypeObject* tensor = nullptr;
@@ -85,7 +85,7 @@ bool TensorView::contiguous() const {
 
 bool tensors_ready() { return torch().api != nullptr; }
 
-bool read_tensor(py::handle object, TensorView* view) {
+bool read_tensor(py::handle object, TensorView* view, bool integers) {
   const Torch& t = torch();
   if (t.api == nullptr) return false;
   PyTypeObject* type = Py_TYPE(object.ptr());
@@ -117,6 +117,8 @@ bool read_tensor(py::handle object, TensorView* view) {
     view->dtype = DType::kF64;
   } else if (view->is_bool) {
     view->dtype = DType::kU8;
+  } else if (integers && d.dtype.code == kDLInt && d.dtype.bits == 64) {
+    view->dtype = DType::kI64;
   } else {
     return false;
   }

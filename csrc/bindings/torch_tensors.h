@@ -26,9 +26,9 @@ struct TensorView {
 // Whether torch offers the API; false leaves everything to the Python path.
 bool tensors_ready();
 
-// Whether `object` is a torch.Tensor or Parameter, no subclass, on the CPU, strided, of a floating or bool dtype and
-// without torch's lazy negation; fills `view`. Never raises.
-bool read_tensor(pybind11::handle object, TensorView* view);
+// Whether `object` is a torch.Tensor or Parameter, no subclass, on the CPU, strided, of a floating or bool dtype (or
+// int64, if `integers`) and without torch's lazy negation; fills `view`. Never raises.
+bool read_tensor(pybind11::handle object, TensorView* view, bool integers = false);
 
 // 0: the tuple holds something else than None and objects of exactly the two types; 2: one of them requires a gradient;
 // 1: none does.

@@ -283,7 +283,8 @@ void convert_fused(const FramesPlan& plan, const Source& src, Sink& sink) {
       case DType::kF32:
         plan.kernels->affine_f32(in, a, reinterpret_cast<float* const*>(dst), plan.spec.out_w);
         break;
-      case DType::kF64:  // not a dtype of frames
+      case DType::kF64:
+      case DType::kI64:  // not a dtype of frames
         break;
     }
     sink.commit(y);
@@ -311,6 +312,7 @@ void finish_bytes(const FramesPlan& plan, const std::uint8_t* const* bytes, void
         plan.kernels->normalize_f32(bytes[c], s.sub[c], div, s.scale_only, static_cast<float*>(dst[c]), s.out_w);
         break;
       case DType::kF64:
+      case DType::kI64:
         break;
     }
   }

@@ -8,6 +8,7 @@
 
 #include "fusion_kernels.h"
 #include "parallel.h"
+#include "thread_scratch.h"
 
 namespace mmcore {
 
@@ -35,15 +36,6 @@ const FusionKernels& kernels_for(const FusionSpec& spec) {
     default:
       return base::kFusionKernels;
   }
-}
-
-// One thread's memory, kept from call to call.
-void* thread_scratch(std::size_t bytes) {
-  thread_local std::vector<unsigned char> storage;
-  constexpr std::size_t kAlign = 64;
-  if (storage.size() < bytes + kAlign) storage.assign(bytes + kAlign, 0);
-  const auto address = reinterpret_cast<std::uintptr_t>(storage.data());
-  return storage.data() + (kAlign - address % kAlign) % kAlign;
 }
 
 int worth_threads(const FusionSpec& spec, int threads) {

@@ -4,18 +4,10 @@
 #include <cstdint>
 
 #include "half.h"
+#include "inline.h"
 #include "isa.h"
 #include "mmcore/fusion.h"
 #include "prefetch.h"
-
-// A loop's body and what it closes over must become part of the function around it, or its sums live in memory.
-#if defined(__GNUC__)
-#define MMCORE_INLINE inline __attribute__((always_inline))
-#define MMCORE_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define MMCORE_INLINE __forceinline
-#define MMCORE_INLINE_LAMBDA
-#endif
 
 namespace mmcore {
 

@@ -63,6 +63,13 @@ struct Lanes {
   static inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static inline F max(F a, F b) { return _mm256_max_ps(a, b); }
   static inline F clamp(F a, F lo, F hi) { return _mm256_min_ps(_mm256_max_ps(a, lo), hi); }
+  static inline F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static inline F load_bytes(const std::uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline F keep(F m, F a) {
+    return _mm256_and_ps(a, _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_NEQ_OQ));
+  }
   // b where a is 0
   static inline F if_zero(F a, F b) {
     return _mm256_blendv_ps(a, b, _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_EQ_OQ));
@@ -84,6 +91,24 @@ struct Lanes {
     const __m256i p = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
     const __m256i q = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(i, half), bias), 23);
     return mul(mul(y, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q));
+  }
+  // For a <= 0, or NaN: one shift makes the power of two.
+  static inline F exp_nonpositive(F a) {
+    const F least = set(-87.0f);
+    const F x = _mm256_max_ps(least, a);
+    const F n = _mm256_round_ps(_mm256_mul_ps(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    F r = _mm256_fnmadd_ps(n, set(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, set(-2.12194440e-4f), r);
+    F y = set(1.9875691500e-4f);
+    y = fma(y, r, set(1.3981999507e-3f));
+    y = fma(y, r, set(8.3334519073e-3f));
+    y = fma(y, r, set(4.1665795894e-2f));
+    y = fma(y, r, set(1.6666665459e-1f));
+    y = fma(y, r, set(5.0000001201e-1f));
+    y = fma(y, mul(r, r), add(r, set(1.0f)));
+    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
+    return _mm256_and_ps(y, _mm256_cmp_ps(a, least, _CMP_NLT_UQ));
   }
   static inline float sum(F a) {
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

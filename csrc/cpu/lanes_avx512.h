@@ -59,6 +59,13 @@ struct Lanes {
   static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static inline F max(F a, F b) { return _mm512_max_ps(a, b); }
   static inline F clamp(F a, F lo, F hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
+  static inline F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static inline F load_bytes(const std::uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline F keep(F m, F a) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m, _mm512_setzero_ps(), _CMP_NEQ_OQ), a);
+  }
   // b where a is 0
   static inline F if_zero(F a, F b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_EQ_OQ), a, b);
@@ -78,6 +85,7 @@ struct Lanes {
     y = fma(y, mul(r, r), add(r, set(1.0f)));
     return _mm512_scalef_ps(y, n);
   }
+  static inline F exp_nonpositive(F a) { return exp(a); }
   static inline float sum(F a) {
     const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

@@ -37,11 +37,21 @@ struct DoubleLanes {
   static inline F max(F a, F b) {
     return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
+  static inline F min(F a, F b) {
+    return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline F load_bytes(const std::uint8_t* p) {
+    return each([&](int i) { return static_cast<double>(p[i]); });
+  }
+  static inline F keep(F m, F a) {
+    return each([&](int i) { return m.v[i] != 0 ? a.v[i] : 0.0; });
+  }
   static inline F if_zero(F a, F b) {
     return each([&](int i) { return a.v[i] == 0 ? b.v[i] : a.v[i]; });
   }
   static inline F exp(F a) {
     return each([&](int i) { return std::exp(a.v[i]); });
   }
+  static inline F exp_nonpositive(F a) { return exp(a); }
   static inline double sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 };

@@ -50,6 +50,13 @@ struct Lanes {
   static inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static inline F max(F a, F b) { return vmaxq_f32(a, b); }
   static inline F clamp(F a, F lo, F hi) { return vminq_f32(vmaxq_f32(a, lo), hi); }
+  static inline F min(F a, F b) { return vminq_f32(a, b); }
+  static inline F load_bytes(const std::uint8_t* p) {
+    const float all[4] = {static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                          static_cast<float>(p[3])};
+    return vld1q_f32(all);
+  }
+  static inline F keep(F m, F a) { return vbslq_f32(vceqq_f32(m, vdupq_n_f32(0.0f)), vdupq_n_f32(0.0f), a); }
   // b where a is 0
   static inline F if_zero(F a, F b) { return vbslq_f32(vceqq_f32(a, vdupq_n_f32(0.0f)), b, a); }
   // exp(a) = 2^n exp(r), |r| <= ln 2 / 2, by the polynomial of Cephes' expf; n in two halves, for subnormal results.
@@ -70,6 +77,7 @@ struct Lanes {
     const F q = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(i, half), bias), 23));
     return mul(mul(y, p), q);
   }
+  static inline F exp_nonpositive(F a) { return exp(a); }
   static inline float sum(F a) {
     const float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);

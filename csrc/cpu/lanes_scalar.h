@@ -5,7 +5,11 @@
 //   stream(p, a)                     a store that leaves the caches alone, where there is one; p aligned to the vector
 //   fence()                          after the last of them, before another thread may read what they wrote
 //   stream_bytes(to, from, n)        likewise for whole lines of 64 bytes, to aligned to one
+//   exp_nonpositive(a)               likewise for a <= 0; 0 below -87
 //   sum(a)                           over the lanes, in a fixed order
+//   max(a, b), min(a, b)             b where it is NaN
+//   load_bytes(p)                    N bytes as numbers
+//   keep(m, a)                       a where m is not 0, else 0
 //   exp(a)                           2 ulp or better; 0 below -87.34, infinity above 88.73, NaN of NaN
 struct Lanes {
   static constexpr int N = 4;
@@ -77,6 +81,15 @@ struct Lanes {
       return low > hi.v[i] ? hi.v[i] : low;
     });
   }
+  static inline F min(F a, F b) {
+    return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static inline F load_bytes(const std::uint8_t* p) {
+    return each([&](int i) { return static_cast<float>(p[i]); });
+  }
+  static inline F keep(F m, F a) {
+    return each([&](int i) { return m.v[i] != 0 ? a.v[i] : 0.0f; });
+  }
   // b where a is 0
   static inline F if_zero(F a, F b) {
     return each([&](int i) { return a.v[i] == 0 ? b.v[i] : a.v[i]; });
@@ -84,5 +97,6 @@ struct Lanes {
   static inline F exp(F a) {
     return each([&](int i) { return std::exp(a.v[i]); });
   }
+  static inline F exp_nonpositive(F a) { return exp(a); }
   static inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 };

@@ -42,9 +42,15 @@ class DifferentiableOp:
     library : callable
         ``library(options, tensors)`` calls the ``torch.library`` op. It meets arguments of any kind, as all
         do that are not tensors of the plain type, and refuses what it cannot take.
+    record : callable, optional
+        ``record(options, tensors, needs)``: ``forward`` where gradients will be asked for, which it may make
+        in the same pass and keep in ``options``, an object of this call alone.
+    recall : callable, optional
+        ``recall(options, grads, needs)`` gives the gradients that ``record`` kept, or None if they do not serve;
+        then ``backward`` makes them.
     """
 
-    __slots__ = ("backward", "forward", "library", "reference")
+    __slots__ = ("backward", "forward", "library", "recall", "record", "reference")
 
     def __init__(
         self,
@@ -54,23 +60,28 @@ class DifferentiableOp:
         ],
         reference: Callable[[Any, Tensors], Any],
         library: Callable[[Any, Tensors], Any],
+        record: Callable[[Any, Tensors, tuple[bool, ...]], Any] | None = None,
+        recall: Callable[[Any, Sequence[Tensor | None], tuple[bool, ...]], Sequence[Tensor | None] | None]
+        | None = None,
     ) -> None:
         self.forward = forward
         self.backward = backward
         self.reference = reference
         self.library = library
+        self.record = record
+        self.recall = recall
 
-    def __call__(self, options: Any, tensors: Tensors) -> Any:
-        """Run the op in the cheapest way that serves."""
+    def __call__(self, options: Any, tensors: Tensors, constants: Tensors = ()) -> Any:
+        """Run the op in the cheapest way that serves; ``constants`` are tensors that ``options`` holds."""
         if torch.compiler.is_compiling() or _dispatch_modes():
             return self.library(options, tensors)
         kind = _core.tensors_kind(tensors, Tensor, Parameter)
-        if kind == 0:  # not all of them are plain tensors
-            return self.library(options, tensors)
+        if kind == 0 or (constants and _core.tensors_kind(constants, Tensor, Parameter) == 0):
+            return self.library(options, tensors)  # not all of them are plain tensors
         if _functorch_level() is not None or forward_ad._current_level >= 0:
             return self.reference(options, tensors)
         if kind == 2 and torch.is_grad_enabled():  # one of them requires a gradient
-            return _Function.apply(self, options, *tensors)  # type: ignore[no-untyped-call]
+            return _apply(self, options, *tensors)
         return self.forward(options, tensors)
 
 
@@ -79,15 +90,26 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, op: DifferentiableOp, options: Any, *tensors: Tensor | None) -> Any:
         ctx.save_for_backward(*tensors)
         ctx.call = op, options
+        if op.record is not None:
+            ctx.set_materialize_grads(False)
+            return op.record(options, tensors, ctx.needs_input_grad[2:])
         return op.forward(options, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         op, options = ctx.call
         needs = ctx.needs_input_grad[2:]
+        if op.recall is not None and not torch.is_grad_enabled():
+            found = op.recall(options, grads, needs)
+            if found is not None:
+                return None, None, *found
         if torch.is_grad_enabled():  # create_graph=True
             return None, None, *differentiable_backward(op, options, ctx.saved_tensors, grads, needs)
         return None, None, *op.backward(options, ctx.saved_tensors, grads, needs)
+
+
+# Function.apply looks for functorch first, which is not active here: a tenth of the cost of a small op.
+_apply: Callable[..., Any] = super(torch.autograd.Function, _Function).apply
 
 
 def differentiable_backward(

@@ -4,5 +4,15 @@ from __future__ import annotations
 
 from mmcore.backends.cpu.frames import Output, frames_plan, output_desc
 from mmcore.backends.cpu.fusion import weighted_fusion, weighted_fusion_backward
+from mmcore.backends.cpu.losses import multi_task_loss, multi_task_loss_backward, scale_gradients
 
-__all__ = ["Output", "frames_plan", "output_desc", "weighted_fusion", "weighted_fusion_backward"]
+__all__ = [
+    "Output",
+    "frames_plan",
+    "multi_task_loss",
+    "multi_task_loss_backward",
+    "output_desc",
+    "scale_gradients",
+    "weighted_fusion",
+    "weighted_fusion_backward",
+]

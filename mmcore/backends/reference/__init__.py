@@ -8,10 +8,20 @@ from mmcore.backends.reference.fusion import (
     weighted_fusion,
     weighted_fusion_backward,
 )
+from mmcore.backends.reference.losses import (
+    multi_task_loss,
+    multi_task_loss_backward,
+    multi_task_losses,
+    scale_gradients,
+)
 
 __all__ = [
     "apply_layout",
     "convert",
+    "multi_task_loss",
+    "multi_task_loss_backward",
+    "multi_task_losses",
+    "scale_gradients",
     "time_map",
     "weighted_fusion",
     "weighted_fusion_backward",
