@@ -104,9 +104,76 @@ def fusion_calls() -> Iterator[Call]:
     yield Call("layer_norm fp32 9000", call(9000, f32, norm="layer_norm"), 128, one)
 
 
+def losses_calls() -> Iterator[Call]:
+    """Losses with all gradients, and the backward for other upstream gradients, of the shapes people have."""
+    from mmcore.backends.triton import multi_task_loss, multi_task_loss_backward, scale_gradients
+    from mmcore.ops.loss_task import Task
+    from mmcore.ops.losses import Head, LossProblem
+
+    f32, bf16 = torch.float32, torch.bfloat16
+
+    def empty(*shape: int, dtype: torch.dtype = f32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def head(
+        task: Task,
+        rows: int,
+        columns: int,
+        dtype: torch.dtype = f32,
+        masked: bool = False,
+        soft: bool = False,
+    ) -> Head:
+        by_rows = task.kind in ("cross_entropy", "kl_distillation", "cosine")
+        classes = task.kind == "cross_entropy" and not soft
+        target = empty(rows, dtype=torch.int64) if classes else empty(rows, columns, dtype=dtype)
+        mask = empty(rows, dtype=torch.bool) if masked else None
+        return Head(
+            task,
+            empty(rows, columns, dtype=dtype),
+            target,
+            mask,
+            task.weight,
+            soft,
+            (rows,) if by_rows else (rows, columns),
+        )
+
+    def call(*heads: Head, log_vars: bool = False) -> Callable[[], object]:
+        def run() -> None:
+            s = empty(len(heads)) if log_vars else None
+            problem = LossProblem(heads, None, s, f32)
+            needs = (False, log_vars, *(True,) * len(heads))
+            total, losses, unreduced, gradients = multi_task_loss(problem, needs)
+            multi_task_loss_backward(problem, total, losses, unreduced, needs)
+            scale_gradients([g for g in gradients if g is not None], total)
+
+        return run
+
+    one = ("sm_90",)
+    ce = Task.cross_entropy()
+    every = Task.cross_entropy(weight=empty(32000), label_smoothing=0.1, z_loss=1e-4)
+    mixed = (
+        head(Task.cross_entropy(), 64, 400),
+        head(Task.bce_with_logits(pos_weight=empty(80)), 64, 80, masked=True),
+        head(Task.mse(), 64, 256),
+        head(Task.smooth_l1(), 64, 64, masked=True),
+    )
+    yield Call("cross entropy fp32 2048 x 32000", call(head(ce, 2048, 32000)), 96)
+    yield Call("cross entropy bf16 16384 x 128256", call(head(ce, 16384, 128256, bf16)), 96)
+    yield Call("all options bf16 2048 x 32000", call(head(every, 2048, 32000, bf16, masked=True)), 128)
+    yield Call("probabilities bf16 256 x 1000", call(head(ce, 256, 1000, bf16, soft=True)), 96)
+    yield Call("distillation bf16 256 x 4096", call(head(Task.kl_distillation(), 256, 4096, bf16)), 128)
+    yield Call("distillation bf16 2048 x 32000", call(head(Task.kl_distillation(), 2048, 32000, bf16)), 128)
+    yield Call("cosine fp32 512 x 768", call(head(Task.cosine(), 512, 768)), 96)
+    yield Call("four heads, uncertainty", call(*mixed, log_vars=True), 96)
+    yield Call("four heads, a long one", call(*mixed[1:], head(ce, 2048, 32000), log_vars=True), 128, one)
+    focal, kept = Task.cross_entropy(focal_gamma=2.0), Task.cross_entropy(reduction="none")
+    yield Call("focal and unreduced", call(head(focal, 64, 400), head(kept, 64, 400)), 96, one)
+
+
 def all_calls() -> Iterator[Call]:
     """Calls of every op that has Triton kernels; a new op adds its own."""
     yield from fusion_calls()
+    yield from losses_calls()
 
 
 class NoDriver:
@@ -190,7 +257,7 @@ def main(words: list[str]) -> int:
                 spilled = f" spills {k.spilled}" if k.spilled else ""
                 mark = f" (more than {bound}, or spilled)" if bad else ""
                 cells.append(f"{k.kernel.removesuffix('_kernel')} {k.warps} x {k.registers}{spilled}{mark}")
-            print(f"{call.name:26} {name:7} {', '.join(cells)}", flush=True)
+            print(f"{call.name:34} {name:7} {', '.join(cells)}", flush=True)
     print(f"{failures} kernels failed" if failures else "OK", flush=True)
     return failures > 0
 

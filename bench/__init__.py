@@ -1,4 +1,4 @@
-"""Benchmarks of mmcore beside its peers: ``python -m bench decode|frames|fusion|media``, or ``mmcore bench``.
+"""Benchmarks of mmcore beside its peers: ``python -m bench SUITE``, or ``mmcore bench SUITE``.
 
 The folder is part of the source tree, not of the wheel. ``README.md`` here says how to install the peers.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "frames", "fusion")
+SUITES = ("decode", "frames", "fusion", "losses")
 
 
 def run(
@@ -31,8 +31,8 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "frames", "fusion"}
-        "decode": files to tensors, end to end. "frames": the frames op alone. "fusion": the fusion op,
+    suite : {"decode", "frames", "fusion", "losses"}
+        "decode": files to tensors, end to end. "frames": the frames op alone. "fusion", "losses": that op,
         forward and backward.
     plot, json : None or path
         PNG plot and JSON record to write.
@@ -45,7 +45,7 @@ def run(
     only : str
         Take only the cases whose name contains this, as "720 crop".
     threads : int
-        Cores and threads for every competitor ("decode" and "fusion").
+        Cores and threads for every competitor (not "frames").
     clock : {"wall", "cpu"}
         Which clock the tables show; the CPU clock holds on a machine that other programs share.
 
@@ -66,11 +66,11 @@ def run(
     if suite != "decode" and files:
         raise ValueError("files: only for the decode suite")
     if suite == "frames" and threads != 1:
-        raise ValueError("threads: only for the decode and fusion suites")
+        raise ValueError("threads: not for the frames suite")
     for path in (plot, json):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder; it must exist before a long run")
-    from bench import bench_decode, bench_frames, bench_fusion, report, timing
+    from bench import bench_decode, bench_frames, bench_fusion, bench_losses, report, timing
 
     cores = timing.pin(threads)
     machine = timing.machine(cores)
@@ -85,8 +85,9 @@ def run(
             clock=clock,
             progress=progress,
         )
-    elif suite == "fusion":
-        result = bench_fusion.run(
+    elif suite in ("fusion", "losses"):
+        measured = bench_fusion.SUITE if suite == "fusion" else bench_losses.SUITE
+        result = measured.run(
             quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     else:

@@ -12,12 +12,8 @@ turns, one at a time on the same core, so that their rounds interleave.
 from __future__ import annotations
 
 import functools
-import json
 import math
-import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +25,7 @@ import torch.nn.functional as F
 
 from bench import media, timing
 from bench.cases import MEAN, STD, Job
+from bench.workers import Worker, answer_requests
 
 __all__ = ["CASES", "FramesCase", "floor_bytes", "prepare", "run"]
 
@@ -196,63 +193,28 @@ def _check(case: FramesCase, frames: list[Any], wanted: Any) -> None:
         )
 
 
-class _Worker:
-    """A process that measures with one instruction set, when told to."""
-
-    def __init__(self, isa: str) -> None:
-        self.isa = isa
-        env = {**os.environ, "MMCORE_ISA": isa, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bench_frames"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-            cwd=Path(__file__).resolve().parents[1],
-        )
-
-    def ask(self, **message: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the {self.isa} process ended with exit status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def _serve() -> None:
-    """Worker's loop: one JSON request a line, one answer a line."""
+    """Worker's side: prepare a case, then run it as asked."""
     timing.pin(1)
     measured: Callable[[], Any] | None = None
-    for line in sys.stdin:
-        message = json.loads(line)
-        answer: dict[str, Any] = {}
-        try:
-            if "case" in message:
-                measured = None  # free the last case's frames first
-                measured, answer["frames"] = prepare(FramesCase(**message["case"]))
-                measured()
-            elif "isa" in message:
-                import mmcore
 
-                answer["isa"] = mmcore.build_info()["isa"]
-            elif measured is not None:
-                wall, cpu = time.perf_counter(), time.process_time()
-                measured()
-                answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        except Exception as e:
-            answer = {"error": f"{type(e).__name__}: {e}"}
-        print(json.dumps(answer), flush=True)
+    def answer(message: dict[str, Any]) -> dict[str, Any]:
+        nonlocal measured
+        if "isa" in message:
+            import mmcore
+
+            return {"isa": mmcore.build_info()["isa"]}
+        if "case" in message:
+            measured = None  # free the last case's frames first
+            measured, frames = prepare(FramesCase(**message["case"]))
+            measured()
+            return {"frames": frames}
+        assert measured is not None
+        wall, cpu = time.perf_counter(), time.process_time()
+        measured()
+        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+    answer_requests(answer)
 
 
 def _others(case: FramesCase) -> dict[str, Callable[[], Any]]:
@@ -323,7 +285,7 @@ def run(
     copy = timing.Copy()
     try:
         for isa in wanted:
-            worker = _Worker(isa)
+            worker = Worker("bench.bench_frames", isa, env={"MMCORE_ISA": isa})
             answer = worker.ask(isa=True)
             if answer.get("isa") == isa:
                 workers.append(worker)
@@ -342,7 +304,7 @@ def run(
         "clock": clock,
         "rounds": rounds,
         "copy_bandwidth": timing.quartiles([r["copy_bandwidth"] for r in rows])[1],
-        "isas": [w.isa for w in workers],
+        "isas": [w.label for w in workers],
         "others": ["PyAV rgb24 + torch", "torch from RGB"],
         "absent": absent,
         "rows": rows,
@@ -350,18 +312,18 @@ def run(
 
 
 def _row(
-    case: FramesCase, workers: list[_Worker], rounds: int, clock: str, copy: timing.Copy
+    case: FramesCase, workers: list[Worker], rounds: int, clock: str, copy: timing.Copy
 ) -> dict[str, Any]:
     turns: dict[str, Callable[[], tuple[float, int]]] = {}
 
-    def ask(worker: _Worker, frames: int) -> tuple[float, int]:
+    def ask(worker: Worker, frames: int) -> tuple[float, int]:
         return float(worker.ask(run=True)[clock]), frames
 
     for worker in workers:
         answer = worker.ask(case=asdict(case))
         if "error" in answer:
-            raise RuntimeError(f"{worker.isa}: {answer['error']}")
-        turns[worker.isa] = functools.partial(ask, worker, answer["frames"])
+            raise RuntimeError(f"{worker.label}: {answer['error']}")
+        turns[worker.label] = functools.partial(ask, worker, answer["frames"])
     read = timing.CLOCKS[clock]
 
     def here(job: Callable[[], int]) -> tuple[float, int]:
@@ -393,7 +355,7 @@ def _row(
         "written_bytes": written,
         "copy_bandwidth": bandwidth,
         "floor_us": (read_bytes + written) / bandwidth * 1e6,
-        "isas": {w.isa: entries[w.isa] for w in workers},
+        "isas": {w.label: entries[w.label] for w in workers},
         "others": {name: entries[name] for name in others},
     }
 

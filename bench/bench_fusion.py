@@ -8,18 +8,7 @@ Torch comes in the form that one writes first and, as *tuned*, in a faster one w
 weighted sum as stack and einsum; alignment as indexing, not ``interpolate`` and ``adaptive_avg_pool1d``,
 which want the channels before the steps.
 
-Large results are bounded by memory, and what memory costs depends on where it comes from. Three regimes, each
-in a process of its own, since the C library's allocator has no way back to its defaults:
-
-- default: everybody as shipped, that is, glibc untouched and mmcore's pool on. glibc keeps freed blocks
-  smaller than a threshold, which slides to the largest block freed so far, at most 32 MiB; it is settled
-  there first, as in any process that has trained for a while.
-- recycled: glibc keeps all freed memory (``mallopt`` M_MMAP_MAX = 0, M_TRIM_THRESHOLD = -1), mmcore's pool
-  on.
-- fresh: glibc maps every block above 64 KiB anew (M_MMAP_THRESHOLD), mmcore's pool off.
-
-The processes stay alive and take turns on the same cores, one at a time, so that all rounds interleave; the
-page faults of every competitor are recorded.
+Memory comes in three regimes, see :mod:`bench.workers`.
 
 Bandwidth: ``least_bytes(case) / time`` as a share of the C library's copy, read plus write, in the same
 rounds, on as many threads. Large cases take turns among sets of inputs that together exceed the caches, so
@@ -29,39 +18,35 @@ only what the backward reads again, and the memory of results just freed, may be
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import functools
-import gc
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import timing
+from bench.workers import (
+    COMPILED,
+    COMPILED_TUNED,
+    EAGER,
+    OURS,
+    REFERENCE,
+    TUNED,
+    Job,
+    Prepared,
+    Suite,
+    prepare_each,
+)
 from mmcore.backends.reference.fusion import time_map
 
-__all__ = ["CASES", "OURS", "PEERS", "FusionCase", "Prepared", "competitors", "least_bytes", "prepare", "run"]
+__all__ = ["CASES", "SUITE", "FusionCase", "competitors", "least_bytes", "prepare"]
 
-OURS, EAGER, COMPILED = "mmcore", "eager", "torch.compile"
-TUNED, COMPILED_TUNED, REFERENCE = "eager tuned", "compile tuned", "reference"
-PEERS = (EAGER, TUNED, COMPILED, COMPILED_TUNED)
+_PEERS = (EAGER, TUNED, COMPILED, COMPILED_TUNED)
 
-REGIMES = ("default", "recycled", "fresh")
-
-_SAMPLE_SECONDS = 0.02  # of calls in one sample, so that neither the timer nor a process switch counts
 # Of each result, in the 2-norm, against float64. Torch's bfloat16 LayerNorm has 5 % in its affine's gradient.
 _RELATIVE_ERROR = {"float32": 1e-4, "bfloat16": 0.1}
 _INPUT_BYTES = 96 << 20  # of a large case's sets of inputs together: more than the last-level cache
@@ -94,6 +79,13 @@ class FusionCase:
     def small(self) -> bool:
         """Whether calling costs more than computing, so that bandwidth says nothing."""
         return math.prod(self.shape) < 1 << 16
+
+    @property
+    def streams(self) -> bool:
+        """Whether memory bounds it."""
+        return not self.small
+
+    large = streams
 
     @property
     def weights_shape(self) -> tuple[int, ...]:
@@ -367,7 +359,7 @@ def _ours(case: FusionCase) -> _Fuse:
 def competitors(case: FusionCase) -> list[str]:
     """Who takes part in a case."""
     if case.steps:
-        return [REFERENCE, *PEERS, OURS]
+        return [REFERENCE, *_PEERS, OURS]
     plain = case.norm is None and case.weights != "BTMD"
     faster = plain and case.dtype == "float32" and not case.small
     return [REFERENCE, EAGER, *([TUNED] if faster else []), COMPILED, OURS]
@@ -379,18 +371,6 @@ def _compiled(fuse: _Fuse) -> _Fuse:
 
 _Given = tuple[_Inputs, tuple[Any, ...], list[Tensor]]
 """Inputs, their arguments and what is differentiated, both made before the clock starts."""
-
-
-@dataclass
-class Prepared:
-    """Competitors of a case, ready to run."""
-
-    runs: dict[str, Callable[[], Any]]
-    """Each gives the result and the gradients."""
-    errors: dict[str, float]
-    """Largest relative error of a result."""
-    absent: dict[str, str]
-    """Peers that do not compile here, or whose results are wrong, and why."""
 
 
 def prepare(case: FusionCase, names: Sequence[str]) -> Prepared:
@@ -421,28 +401,25 @@ def prepare(case: FusionCase, names: Sequence[str]) -> Prepared:
         with mmcore.backend("reference"):
             return one(fuse, given)
 
-    makers: dict[str, Callable[[], Callable[..., list[Tensor]]]] = {
-        REFERENCE: lambda: functools.partial(reference, _ours(case)),
-        EAGER: lambda: functools.partial(one, _eager(case)),
-        TUNED: lambda: functools.partial(one, _tuned(case)),
-        COMPILED: lambda: functools.partial(one, _compiled(_eager(case))),
-        COMPILED_TUNED: lambda: functools.partial(one, _compiled(_tuned(case))),
-        OURS: lambda: functools.partial(one, _ours(case)),
-    }
-    expected = _oracle(case, first)
     given = (first, first.arguments, first.wanted)
-    prepared = Prepared({}, {}, {})
-    for name in names:
-        try:
-            job = makers[name]()
-            prepared.errors[name] = _check(job(given=given), expected, _RELATIVE_ERROR[case.dtype])
-        except Exception as e:
-            if name not in (TUNED, COMPILED, COMPILED_TUNED):
-                raise
-            prepared.absent[name] = f"{type(e).__name__}: {e}".partition("\n")[0]
-        else:
-            prepared.runs[name] = job
-    return prepared
+
+    def job(fuse: _Fuse, run: Callable[..., list[Tensor]] = one) -> Job:
+        return Job(functools.partial(run, fuse), verify=functools.partial(run, fuse, given))
+
+    makers: dict[str, Callable[[], Job]] = {
+        REFERENCE: lambda: job(_ours(case), reference),
+        EAGER: lambda: job(_eager(case)),
+        TUNED: lambda: job(_tuned(case)),
+        COMPILED: lambda: job(_compiled(_eager(case))),
+        COMPILED_TUNED: lambda: job(_compiled(_tuned(case))),
+        OURS: lambda: job(_ours(case)),
+    }
+    return prepare_each(
+        {name: makers[name] for name in names},
+        _oracle(case, first),
+        _RELATIVE_ERROR[case.dtype],
+        required=(REFERENCE, EAGER, OURS),
+    )
 
 
 def _oracle(case: FusionCase, inputs: _Inputs) -> list[Tensor]:
@@ -461,331 +438,11 @@ def _oracle(case: FusionCase, inputs: _Inputs) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, wanted, inputs.grad.double())]
 
 
-def _check(got: Sequence[Tensor], expected: Sequence[Tensor], most: float) -> float:
-    """Largest relative error; AssertionError where it passes ``most``."""
-    worst = 0.0
-    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
-        if a.shape != b.shape:
-            raise AssertionError(f"result {i} is {tuple(a.shape)}, expected {tuple(b.shape)}")
-        error = float((a.detach().double() - b).norm() / b.norm())
-        if not error <= most:
-            raise AssertionError(f"result {i} is off by {error:.2g} of its norm, {most:.2g} allowed")
-        worst = max(worst, error)
-    return worst
+def _describe(case: FusionCase) -> dict[str, Any]:
+    return {"shape": list(case.shape), "modalities": case.count, "dtype": case.dtype}
 
 
-class _Copy:
-    """timing.Copy on several threads at once: the bandwidth that all cores in use have together."""
-
-    def __init__(self, threads: int) -> None:
-        self._parts = [timing.Copy(128 // threads) for _ in range(threads)]
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self.num_bytes = sum(part.num_bytes for part in self._parts)
-
-    def __call__(self) -> None:
-        if self._pool is None:
-            self._parts[0]()
-        else:
-            list(self._pool.map(lambda part: part(), self._parts))
-
-
-def _set_regime(regime: str) -> None:
-    """Set this process's allocators, for good."""
-    import mmcore
-
-    if regime == "default":
-        for _ in range(
-            4
-        ):  # settle glibc's sliding threshold: one block just below its bound, mapped and freed
-            torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
-        return
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
-    settings = (
-        {mmap_max: 0, trim_threshold: -1}
-        if regime == "recycled"
-        else {mmap_threshold: 64 << 10, trim_threshold: 128 << 10}
-    )
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        raise RuntimeError("the C library has no mallopt") from None
-    for option, value in settings.items():
-        if mallopt(option, value) != 1:
-            raise RuntimeError(f"mallopt({option}, {value}) was refused")
-    if regime == "fresh":
-        mmcore.set_output_pool_limit(0)
-
-
-def _page_faults() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-class _Worker:
-    """A process that measures in one regime, when told to."""
-
-    def __init__(self, regime: str, threads: int) -> None:
-        self.regime = regime
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bench_fusion", regime, "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-            cwd=Path(__file__).resolve().parents[1],
-        )
-
-    def ask(self, **message: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the {self.regime} process ended with exit status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-class _Server:
-    """The worker's side: prepares a case, then times one competitor a request."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.runs: dict[str, Callable[[], Any]] = {}
-        self.repeats: dict[str, int] = {}
-
-    def prepare(self, name: str) -> dict[str, Any]:
-        """Set a case up, warm it, and find how many calls make a sample."""
-        self.runs = {}  # free the last case's tensors first
-        gc.unfreeze()
-        gc.collect()
-        case = next(c for c in CASES if c.name == name)
-        prepared = prepare(case, competitors(case))
-        self.runs = prepared.runs
-        for competitor, job in self.runs.items():
-            for _ in range(2):
-                job()
-            start = time.perf_counter()
-            job()
-            self.repeats[competitor] = math.ceil(_SAMPLE_SECONDS / (time.perf_counter() - start))
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # a collection inside one competitor's turn would be charged to it
-        return {"errors": prepared.errors, "absent": prepared.absent}
-
-    def sample(self, competitor: str) -> dict[str, Any]:
-        """Seconds and page faults of one call, from as many as make a sample."""
-        job, repeats = self.runs[competitor], range(self.repeats[competitor])
-        if self.threads > 1:
-            time.sleep(0.005)  # idle OpenMP threads spin for a moment after their last work, on our cores
-        faults, wall, cpu = _page_faults(), time.perf_counter(), time.process_time()
-        for _ in repeats:
-            job()  # the result dies at once, as in a training loop: freeing it is part of the price
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        n = len(repeats)
-        return {"wall": wall / n, "cpu": cpu / n, "faults": (_page_faults() - faults) / n}
-
-
-def _serve() -> None:
-    """Worker's loop: one JSON request a line, one answer a line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("regime", choices=REGIMES)
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the compiler prints is no answer
-    timing.pin(args.threads)
-    torch._inductor.config.compile_threads = 1  # no idle helper processes beside the measurement
-    server = _Server(args.threads)
-    for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            if "case" in message:
-                answer = server.prepare(message["case"])
-            elif "run" in message:
-                answer = server.sample(message["run"])
-            else:
-                _set_regime(args.regime)
-                answer = {}
-        except Exception as e:
-            answer = {"error": f"{type(e).__name__}: {e}"}
-        print(json.dumps(answer), file=answers, flush=True)
-    os._exit(0)  # no teardown, in which Triton's bindings list what they leak
-
-
-def run(
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    only: str = "",
-    threads: int = 1,
-    clock: str = "wall",
-    progress: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Check, then measure, every competitor on every case in every regime.
-
-    Returns
-    -------
-    dict
-        ``rows``: per case the bytes to move, and per regime each competitor's milliseconds and page faults,
-        how many times its time ours is, and its share of the copy bandwidth.
-    """
-    rounds = rounds or (7 if quick else 15)
-    cases = [c for c in CASES if only in c.name and (not quick or c.name in _QUICK)]
-    if not cases:
-        raise ValueError(f"only: no case's name contains {only!r}")
-    workers: list[_Worker] = []
-    absent: dict[str, str] = {}
-    rows = []
-    copy = _Copy(threads)
-    copy()
-    try:
-        for regime in REGIMES:
-            worker = _Worker(regime, threads)
-            workers.append(worker)
-            if "error" in (answer := worker.ask(start=True)):
-                absent[f"{regime} memory"] = answer["error"]
-                workers.pop().close()
-        for case in cases:
-            row = _row(case, workers, rounds, clock, copy, progress)
-            absent |= {f"{name}, {case.name}": reason for name, reason in row["absent"].items()}
-            rows.append(row)
-    finally:
-        for worker in workers:
-            worker.close()
-    return {
-        "suite": "fusion",
-        "threads": threads,
-        "clock": clock,
-        "rounds": rounds,
-        "copy_bandwidth": timing.quartiles([r["copy_bandwidth"] for r in rows])[1],
-        "transparent_huge_pages": _huge_pages(),
-        "regimes": [w.regime for w in workers],
-        "absent": absent,
-        "rows": rows,
-    }
-
-
-def _huge_pages() -> str:
-    try:
-        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-    except OSError:
-        return "unknown"
-    return text.partition("[")[2].partition("]")[0]
-
-
-def _row(
-    case: FusionCase,
-    workers: Sequence[_Worker],
-    rounds: int,
-    clock: str,
-    copy: _Copy,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    progress(f"{case.name}: compiling and checking")
-    errors: dict[str, float] = {}
-    absent: dict[str, str] = {}
-    for worker in workers:
-        if "error" in (answer := worker.ask(case=case.name)):
-            raise RuntimeError(f"{case.name}, {worker.regime} memory: {answer['error']}")
-        errors = answer["errors"]
-        absent |= answer["absent"]
-    names = [name for name in competitors(case) if name not in absent]
-    progress(f"{case.name}: {rounds} rounds")
-    turns: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {
-        (worker.regime, name): functools.partial(worker.ask, run=name) for worker in workers for name in names
-    }
-    turns["", "copy"] = functools.partial(_timed, copy)
-    samples: dict[tuple[str, str], timing.Samples] = {key: timing.Samples() for key in turns}
-    faults: dict[tuple[str, str], list[float]] = {key: [] for key in turns}
-    order = list(turns)
-    for i in range(rounds):
-        turn = i % len(order)
-        for key in order[turn:] + order[:turn]:
-            answer = turns[key]()
-            samples[key].wall.append(answer["wall"])
-            samples[key].cpu.append(answer["cpu"])
-            faults[key].append(answer["faults"])
-    num_bytes = least_bytes(case)
-    # The copy is timed by the wall in any case: the CPU clock would count its threads one after the other.
-    copied = samples.pop(("", "copy")).wall
-    regimes = {}
-    for worker in workers:
-        regime = worker.regime
-        ours = samples[regime, OURS]
-        others = [name for name in names if name != OURS]
-        regimes[regime] = {
-            "competitors": {
-                name: _summary(samples[regime, name].of(clock), faults[regime, name]) for name in names
-            },
-            "ours_over": {
-                name: _quartiles(timing.ratios(samples[regime, name], ours, clock)) for name in others
-            },
-            "of_bandwidth": None
-            if case.small
-            else {
-                name: _quartiles(
-                    timing.quartiles(
-                        [
-                            num_bytes / t / (copy.num_bytes / c)
-                            for t, c in zip(samples[regime, name].wall, copied, strict=True)
-                        ]
-                    )
-                )
-                for name in names
-            },
-        }
-    over_eager, over_compiled, of_bandwidth = case.goals
-    return {
-        "case": case.name,
-        "shape": list(case.shape),
-        "modalities": case.count,
-        "dtype": case.dtype,
-        "bytes": num_bytes,
-        "copy_bandwidth": copy.num_bytes / timing.quartiles(copied)[1],
-        "goals": {EAGER: over_eager, COMPILED: over_compiled, "of_bandwidth": of_bandwidth},
-        "absent": absent,
-        "relative_errors": errors,
-        "regimes": regimes,
-        # 1.0 on a quiet core: how much longer the clock on the wall ran than the processes did
-        "wall_over_cpu": sum(sum(s.wall) for s in samples.values())
-        / sum(sum(s.cpu) for s in samples.values()),
-    }
-
-
-def _timed(job: Callable[[], Any]) -> dict[str, Any]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    job()
-    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "faults": 0.0}
-
-
-def _summary(seconds: Sequence[float], faults: Sequence[float]) -> dict[str, float]:
-    low, middle, high = timing.quartiles([t * 1e3 for t in seconds])
-    return {
-        "ms": middle,
-        "lower_quartile": low,
-        "upper_quartile": high,
-        "page_faults": timing.quartiles(faults)[1],
-    }
-
-
-def _quartiles(values: tuple[float, float, float]) -> dict[str, float]:
-    low, middle, high = values
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
-
+SUITE = Suite("fusion", CASES, _QUICK, competitors, prepare, least_bytes, _describe)
 
 if __name__ == "__main__":
-    _serve()
+    SUITE.serve()

@@ -51,9 +51,13 @@ def table(result: dict[str, Any]) -> None:
     """Print a suite's tables."""
     console = _console()
     console.print(_header(result))
-    {"decode": _decode_tables, "frames": _frames_tables, "fusion": _fusion_tables}[result["suite"]](
-        result, console
-    )
+    tables = {
+        "decode": _decode_tables,
+        "frames": _frames_tables,
+        "fusion": _step_tables,
+        "losses": _step_tables,
+    }
+    tables[result["suite"]](result, console)
     for name, reason in result["absent"].items():
         console.print(f"absent: {name}: {reason}", style="yellow", markup=False)
 
@@ -144,19 +148,28 @@ def _frames_tables(result: dict[str, Any], console: Any) -> None:
     console.print(t)
 
 
-_FUSION_PEERS = ("eager", "eager tuned", "torch.compile", "compile tuned")
+_OURS_TOO = "mmcore value_and_grad"
+_STEP_PEERS = (
+    "eager",
+    "eager tuned",
+    "torch.compile",
+    "compile tuned",
+    "Liger-Kernel",
+    "linear_cross_entropy",
+)
 
 
-def _fusion_tables(result: dict[str, Any], console: Any) -> None:
+def _step_tables(result: dict[str, Any], console: Any) -> None:
     from rich.table import Table
 
     rows = result["rows"]
-    timed = ("reference", *_FUSION_PEERS, "mmcore")
+    present = {name for row in rows for name in row["relative_errors"]}
+    timed = [n for n in ("reference", *_STEP_PEERS, _OURS_TOO, "mmcore") if n in present]
     for regime in result["regimes"]:
         t = Table(
-            title=f"Fusion op, ms a step, {regime} memory, {result['threads']} thread(s), {result['clock']} "
-            f"clock, median of {result['rounds']} interleaved rounds (quartiles); copy bandwidth "
-            f"{result['copy_bandwidth'] / 1e9:.1f} GB/s (read + write)"
+            title=f"{result['suite'].capitalize()} op, ms a step, {regime} memory, {result['threads']} "
+            f"thread(s), {result['clock']} clock, median of {result['rounds']} interleaved rounds "
+            f"(quartiles); copy bandwidth {result['copy_bandwidth'] / 1e9:.1f} GB/s (read + write)"
         )
         t.add_column("case")
         for column in ("MB", *timed):
@@ -176,15 +189,31 @@ def _fusion_tables(result: dict[str, Any], console: Any) -> None:
                 _at_least(goals["eager"]),
                 _spread(over["torch.compile"]) if "torch.compile" in over else "",
                 _at_least(goals["torch.compile"]),
-                f"{min(over[n]['median'] for n in _FUSION_PEERS if n in over):.2f}",
+                f"{min(over[n]['median'] for n in _STEP_PEERS if n in over):.2f}",
                 _percent(share["mmcore"]) if share else "",
                 "" if goals["of_bandwidth"] is None else f">= {goals['of_bandwidth']:.0%}",
             )
         console.print(t)
+    _peak_table(result, timed, console)
     if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
         console.print(
             "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
         )
+
+
+def _peak_table(result: dict[str, Any], timed: Sequence[str], console: Any) -> None:
+    from rich.table import Table
+
+    rows = [r for r in result["rows"] if any(v is not None for v in r.get("peak_growth", {}).values())]
+    if not rows:
+        return
+    t = Table("case", title="Peak memory of one step beyond its inputs, MB (VmHWM, fresh memory)")
+    for name in timed:
+        t.add_column(name, justify="right", style="bold green" if name == "mmcore" else None)
+    for row in rows:
+        peaks = row["peak_growth"]
+        t.add_row(row["case"], *(f"{peaks[n] / 1e6:.0f}" if peaks.get(n) is not None else "" for n in timed))
+    console.print(t)
 
 
 def _ms(value: float) -> str:
@@ -208,8 +237,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        draw = {"decode": _decode_plot, "frames": _frames_plot, "fusion": _fusion_plot}[result["suite"]]
-        figure = draw(result, plt)
+        draw = {
+            "decode": _decode_plot,
+            "frames": _frames_plot,
+            "fusion": _step_plot,
+            "losses": _step_plot,
+        }
+        figure = draw[result["suite"]](result, plt)
         figure.savefig(path, dpi=130, facecolor="white")
         plt.close(figure)
 
@@ -293,14 +327,22 @@ def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-def _fusion_plot(result: dict[str, Any], plt: Any) -> Any:
+_STEP_TITLES = {"fusion": "Weighted fusion", "losses": "Losses"}
+
+
+def _step_plot(result: dict[str, Any], plt: Any) -> Any:
     rows, regimes = result["rows"], result["regimes"]
-    bars = (
-        ("eager tuned", "#cfd6dc"),
-        ("torch.compile", _PEER),
-        ("compile tuned", "#5f6c78"),
-        ("mmcore", _OURS),
-    )
+    present = {name for row in rows for name in row["relative_errors"]}
+    colours = {
+        "eager tuned": "#cfd6dc",
+        "torch.compile": _PEER,
+        "compile tuned": "#5f6c78",
+        "Liger-Kernel": "#b58a5b",
+        "linear_cross_entropy": "#d9b98c",
+        _OURS_TOO: _OURS_SOFT,
+        "mmcore": _OURS,
+    }
+    bars = [(name, colour) for name, colour in colours.items() if name in present]
     # Each row is as tall as its bars are many.
     starts, at_row, end = [], [], 0.0
     for row in rows:
@@ -364,7 +406,7 @@ def _fusion_plot(result: dict[str, Any], plt: Any) -> Any:
     _titles(
         figure,
         height,
-        "Weighted fusion, forward and backward: times faster than eager torch",
+        f"{_STEP_TITLES[result['suite']]}, forward and backward: times faster than eager torch",
         "Dashed: eager. Percent: bytes that must be moved over time, as a share of the copy bandwidth, "
         f"{result['copy_bandwidth'] / 1e9:.1f} GB/s here.\n{result['threads']} thread(s), medians of "
         f"{result['rounds']} interleaved rounds. Default: memory as everybody takes it when called without "

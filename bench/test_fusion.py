@@ -19,5 +19,5 @@ def test_weighted_fusion(benchmark: Any, case: FusionCase, competitor: str) -> N
     benchmark.group = f"weighted_fusion {case.name}"
     benchmark.extra_info.update(least_bytes=least_bytes(case))
     benchmark.pedantic(
-        prepared.runs[competitor], rounds=5, iterations=200 if case.small else 1, warmup_rounds=2
+        prepared.jobs[competitor].run, rounds=5, iterations=200 if case.small else 1, warmup_rounds=2
     )

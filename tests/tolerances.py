@@ -93,6 +93,70 @@ def assert_fusion_close(
     over all values relative to their magnitude, and itself within the second part. Where all that is added up
     is 0, the result must be 0.
     """
+    _assert_within(
+        name,
+        result,
+        oracle,
+        torch_result,
+        magnitude,
+        casts,
+        FUSION_TORCH,
+        FUSION_ROUNDINGS + FUSION_SUM * terms**0.5,
+    )
+
+
+LOSS_TORCH = 2.0
+"""Of torch's own error, as :data:`FUSION_TORCH`."""
+
+LOSS_ROUNDINGS = 3.0
+"""In units of eps times a value's magnitude. From a logit to its gradient it is some 16 operations (shift,
+scale of exp's argument, polynomial, sum, division, class weight, smoothing, difference, reduction, two
+weights, exp of a log variance, its product), each good to half a unit: as a random walk 2 units. One and a
+half times that; torch's float32 stays within half of it over the whole table. What grows with an argument, as
+exp's error does with the distance from the largest logit, is in the magnitude. In float32 nothing is there
+for logits being large: a loss that is not shifted by the largest one is found."""
+
+LOSS_SUM = 0.2
+"""For sqrt(n) of n summed terms: twice the tenth of :data:`FUSION_SUM`."""
+
+
+def assert_losses_close(
+    name: str,
+    result: Tensor,
+    oracle: Tensor,
+    torch_result: Tensor,
+    magnitude: Tensor,
+    terms: int,
+    casts: int = 1,
+) -> None:
+    """Compare a total, a loss or a gradient of the losses op with the float64 oracle.
+
+    Parameters and the rule are those of :func:`assert_fusion_close`, with bounds of its own: ``slack = (2 *
+    torch's error + (3 + sqrt(terms) / 5) * eps) * magnitude``. Where all that is added up is 0, the result
+    must be 0: losses and gradients without a label.
+    """
+    _assert_within(
+        name,
+        result,
+        oracle,
+        torch_result,
+        magnitude,
+        casts,
+        LOSS_TORCH,
+        LOSS_ROUNDINGS + LOSS_SUM * terms**0.5,
+    )
+
+
+def _assert_within(
+    name: str,
+    result: Tensor,
+    oracle: Tensor,
+    torch_result: Tensor,
+    magnitude: Tensor,
+    casts: int,
+    of_torch: float,
+    roundings: float,
+) -> None:
     assert result.shape == oracle.shape, (name, result.shape, oracle.shape)
     if not result.numel():
         return
@@ -101,9 +165,9 @@ def assert_fusion_close(
     error = (torch_result.double() - oracle).abs()
     torch_error = torch.where(error == 0, 0.0, error / magnitude).max()
     eps = torch.finfo(torch_result.dtype).eps
-    stated = (FUSION_ROUNDINGS + FUSION_SUM * terms**0.5) * eps
+    stated = roundings * eps
     assert torch_error <= stated, f"{name}: torch itself is off by {torch_error.item() / eps:.4g} units"
-    slack = (FUSION_TORCH * torch_error + stated) * magnitude
+    slack = (of_torch * torch_error + stated) * magnitude
     slack += (casts - 1) * torch.finfo(result.dtype).eps / 2 * magnitude
     low, high = (oracle - slack).to(result.dtype), (oracle + slack).to(result.dtype)
     wrong = ~((result >= low) & (result <= high))  # a NaN is wrong

@@ -21,6 +21,7 @@ class Suite(StrEnum):
     frames = "frames"
     decode = "decode"
     fusion = "fusion"
+    losses = "losses"
 
 
 class Clock(StrEnum):
@@ -35,7 +36,7 @@ def bench(
         Suite,
         typer.Argument(
             help="frames: the kernel alone; decode: files to tensors, with peers;"
-            " fusion: the fusion op, forward and backward, with peers."
+            " fusion, losses: that op, forward and backward, with peers."
         ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,

@@ -3,5 +3,12 @@
 from __future__ import annotations
 
 from mmcore.backends.triton.fusion import weighted_fusion, weighted_fusion_backward
+from mmcore.backends.triton.losses import multi_task_loss, multi_task_loss_backward, scale_gradients
 
-__all__ = ["weighted_fusion", "weighted_fusion_backward"]
+__all__ = [
+    "multi_task_loss",
+    "multi_task_loss_backward",
+    "scale_gradients",
+    "weighted_fusion",
+    "weighted_fusion_backward",
+]
