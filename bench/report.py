@@ -400,8 +400,8 @@ def _step_plot(result: dict[str, Any], plt: Any) -> Any:
         frameon=False,
         fontsize=9.5,
         ncols=len(bars),
-        loc="upper right",
-        bbox_to_anchor=(0.995, 1 - 0.08 / height),
+        loc="lower right",
+        bbox_to_anchor=(0.995, 0),
     )
     _titles(
         figure,

@@ -6,8 +6,8 @@ are (pointer, stride) or None. Gradients and unreduced losses are contiguous. Wh
 float32, whatever is written into the dtype of its pointer. What has no label is not read: a value of it is
 selected away and never multiplied, so that NaN in it reaches nothing.
 
-Cost: ``losses_kernel`` is one launch for all heads, of any kinds: programs spans[i][1] onwards belong to head
-i, each with a contiguous run of its tiles. A tile is (ROWS, BLOCK), whole rows by columns, or for losses of
+Cost: ``losses_kernel`` is one launch for all heads, of any kinds: some programs in a row belong to a head,
+each with a contiguous run of its tiles. A tile is (ROWS, BLOCK), whole rows by columns, or for losses of
 elements a run of BLOCK of them. A row that is longer than a block (LOOP) is read once for its maximum and
 sums, and once more, from the L2 cache where it is not too long, for its gradient. Each program writes its
 sums to its own slots, and ``losses_sum_kernel`` adds those in a fixed order; no atomics.
@@ -15,6 +15,9 @@ sums to its own slots, and ``losses_sum_kernel`` adds those in a fixed order; no
 The divisor of a mean has to be known before the first gradient is written. Where labels may be missing every
 program counts them itself (COUNT "here") while they are few, which costs less than a launch; of many labels
 ``losses_count_kernel`` counts parts beforehand, which the programs add up (COUNT "slots").
+
+Numbers n in spans come as 2 n + 3, odd and above 1: of a tuple's numbers Triton compiles 1 and the multiples
+of 16 apart, whatever do_not_specialize says, which would make kernels anew for many a size of a batch.
 
 Derivation. Per row or element n with label (k_n = 1): the gradient of L is f_n dloss_n/dx, and
 f = u / Z with u = dL/dloss = lambda c exp(-s) + (upstream gradient of losses), Z = 1 for a sum, else sum k_n,
@@ -42,6 +45,7 @@ v (x - m) gets (sum v) (m - m'), which has the sign of all of its terms: nothing
 """
 
 # mypy: ignore-errors
+# ruff: noqa: RUF005  (Triton compiles no starred expressions)
 from __future__ import annotations
 
 import triton
@@ -50,6 +54,15 @@ import triton.language as tl
 __all__ = ["losses_count_kernel", "losses_kernel", "losses_scale_kernel", "losses_sum_kernel"]
 
 # Elements of constexpr tuples are passed on as tl.constexpr(...): up to Triton 3.6 they are bare values.
+
+
+@triton.jit
+def _span(odd, COUNT: tl.constexpr):
+    """Numbers n of 2 n + 3."""
+    found = ()
+    for k in tl.static_range(COUNT):
+        found = found + (odd[k] // 2 - 1,)
+    return found
 
 
 # ---- what is there, and how much of it
@@ -624,7 +637,7 @@ def _rows_head(
 # ---- kernels
 
 
-@triton.jit(do_not_specialize=["spans"])
+@triton.jit
 def losses_count_kernel(
     counts,
     targets,
@@ -644,7 +657,7 @@ def losses_count_kernel(
     """
     for i in tl.static_range(len(HEADS)):
         if HEADS[i][0]:
-            entries, parts, length = spans[i]
+            entries, parts, length = _span(spans[i], 3)
             part = tl.program_id(0)
             if (tl.program_id(1) == i) & (part < parts):
                 first = part.to(tl.int64) * length
@@ -665,7 +678,7 @@ def losses_count_kernel(
                 tl.store(at + SLOTS, weight)
 
 
-@triton.jit(do_not_specialize=["spans", "all_programs"])
+@triton.jit(do_not_specialize=["all_programs"])
 def losses_kernel(
     outputs,
     targets,
@@ -701,7 +714,7 @@ def losses_kernel(
     for losses of elements; FLAT: their output and target are contiguous.
     """
     for i in tl.static_range(len(HEADS)):
-        rows, first, programs, tiles, counted, parts = spans[i]
+        rows, first, programs, tiles, counted, parts = _span(spans[i], 6)
         at = tl.program_id(0)
         if (at >= first) & (at < first + programs):
             ignore, smoothing, z_loss, gamma, beta, temperature, scale = numbers[i]
@@ -803,7 +816,7 @@ def _sum_slots(partials, programs, BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=["spans", "all_programs"])
+@triton.jit(do_not_specialize=["all_programs"])
 def losses_sum_kernel(
     partials,
     total,
@@ -832,7 +845,7 @@ def losses_sum_kernel(
         dweight = value
         dlog_var = value
         if HEADS[i][1] != "none":
-            _, first, programs, _, _, _ = spans[i]
+            _, first, programs, _, _, _ = _span(spans[i], 6)
             value = _sum_slots(partials + first, programs, BLOCK)
             count = _sum_slots(partials + 2 * all_programs + first, programs, BLOCK)
             if HEADS[i][1] == "mean":

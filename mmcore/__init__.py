@@ -2,8 +2,9 @@
 
 Video files become model input tensors for little more than the bare decode: :class:`VideoDecoder` and
 :func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass. Features of several
-modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`. All
-heads' losses and gradients come in one pass: :func:`multi_task_loss` and :class:`mmcore.nn.MultiTaskLoss`.
+modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`.
+All heads' losses and gradients come in one pass: :func:`multi_task_loss` and
+:class:`mmcore.nn.MultiTaskLoss`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mmcore import _core
 from mmcore.backends import backend
 from mmcore.errors import DecodeError, MMCoreError, UnsupportedError
 from mmcore.installation import build_info
+from mmcore.ops.contrastive import contrastive_loss
 from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 from mmcore.ops.frame_transform import FrameTransform, Patches, patches
 from mmcore.ops.frames import frames_to_tensor
@@ -56,6 +58,7 @@ __all__ = [
     "backend",
     "build_info",
     "clear_output_pool",
+    "contrastive_loss",
     "empty_output",
     "frames_to_tensor",
     "get_num_threads",

@@ -103,3 +103,76 @@ def fusion_backward(
     budget: Callable[[], int],
     /,
 ) -> tuple[Tensor | None, ...] | None: ...
+
+class LossTask(metaclass=_PyBindType):
+    def __init__(
+        self,
+        *,
+        kind: int,
+        reduction: int,
+        label_smoothing: float,
+        ignore_index: int,
+        z_loss: float,
+        focal_gamma: float,
+        class_dim: int,
+        beta: float,
+        temperature: float,
+        uncertainty_scale: float,
+    ) -> None: ...
+
+def multi_task_loss(
+    heads: tuple[tuple[object, ...], ...],
+    vectors: tuple[int, int, int],
+    grad_total: float,
+    compute: int,
+    results: tuple[int, int, int, int],
+    threads: int,
+) -> None: ...
+def losses_with_tensors(
+    tasks: tuple[object, ...],
+    tensors: tuple[Tensor | None, ...],
+    targets: tuple[Tensor | None, ...],
+    masks: tuple[Tensor | None, ...] | None,
+    needs: tuple[bool, ...] | None,
+    inplace: bool,
+    budget: Callable[[], int],
+    /,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None] | None: ...
+def is_one(tensor: Tensor, /) -> bool: ...
+
+CLIP_STATES: int
+
+def clip_statistics(
+    y: int,
+    first: int,
+    rows: int,
+    batch: int,
+    compute: int,
+    scale: float,
+    states: int,
+    keep: bool,
+    threads: int,
+) -> None: ...
+def clip_sums(states: int, batch: int, scale: float) -> tuple[float, float, float]: ...
+def clip_gradient(
+    y: int,
+    first: int,
+    rows: int,
+    batch: int,
+    compute: int,
+    scale: float,
+    states: int,
+    kept: bool,
+    threads: int,
+) -> None: ...
+def siglip(
+    y: int,
+    first: int,
+    rows: int,
+    batch: int,
+    compute: int,
+    scale: float,
+    bias: float,
+    gradient: bool,
+    threads: int,
+) -> tuple[float, float, float]: ...

@@ -5,6 +5,7 @@
 
 namespace py = pybind11;
 
+void register_contrastive(py::module_& m);
 void register_frames(py::module_& m);
 void register_fusion(py::module_& m);
 void register_losses(py::module_& m);
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         return names;
       },
       "Instruction sets that this build holds and this machine runs, the slowest first.");
+  register_contrastive(m);
   register_frames(m);
   register_fusion(m);
   register_losses(m);

@@ -81,7 +81,8 @@ bool describe_head(py::handle task, py::handle output, py::handle target, py::ha
   h->task = options.cast<const LossTask&>();
   const LossTask& t = h->task;
   TensorView& x = v->output;
-  if (!mmcore::read_tensor(output, &x) || x.is_bool || x.dtype == DType::kF64 || x.ndim > 8 || !x.contiguous()) return false;
+  if (!mmcore::read_tensor(output, &x) || x.is_bool || x.dtype == DType::kF64 || x.ndim > 8 || !x.contiguous())
+    return false;
   h->output = x.data;
   h->dtype = x.dtype;
   std::int64_t elements = 1;
@@ -150,17 +151,19 @@ bool describe_head(py::handle task, py::handle output, py::handle target, py::ha
 }
 
 bool describe_vector(py::handle tensor, int count, TensorView* view) {
-  return mmcore::read_tensor(tensor, view) && view->dtype == DType::kF32 && view->has_shape({count}) && view->contiguous();
+  return mmcore::read_tensor(tensor, view) && view->dtype == DType::kF32 && view->has_shape({count}) &&
+         view->contiguous();
 }
 
 // tensors: (weights, log_vars, *outputs). needs: of each a gradient? None: no gradients at all.
 // Gives ((total, losses, *unreduced), (gradients...) or None), or None.
-py::object with_tensors(const py::tuple& tasks, const py::tuple& tensors, const py::tuple& targets, const py::object& masks,
-                        const py::object& needs, bool inplace, const py::function& budget) {
+py::object with_tensors(const py::tuple& tasks, const py::tuple& tensors, const py::tuple& targets,
+                        const py::object& masks, const py::object& needs, bool inplace, const py::function& budget) {
   const char* forced = std::getenv("MMCORE_BACKEND");
   if (forced != nullptr && *forced != '\0') return py::none();
   const std::size_t count = tasks.size();
-  if (count < 1 || count > mmcore::kMaxTasks || tensors.size() != count + 2 || targets.size() != count) return py::none();
+  if (count < 1 || count > mmcore::kMaxTasks || tensors.size() != count + 2 || targets.size() != count)
+    return py::none();
   const bool masked = !masks.is_none();
   if (masked && PyTuple_GET_SIZE(masks.ptr()) != static_cast<Py_ssize_t>(count)) return py::none();
   LossSpec spec;
@@ -189,7 +192,8 @@ py::object with_tensors(const py::tuple& tasks, const py::tuple& tensors, const 
   std::size_t next = 2;
   for (std::size_t i = 0; i < count && unreduced_count != 0; ++i) {
     if (spec.head[i].task.reduction != LossReduction::kNone) continue;
-    results[next++] = mmcore::make_tensor(view[i].unit_shape, view[i].unit_dims, DType::kF32, &spec.head[i].unreduced, &fresh);
+    results[next++] =
+        mmcore::make_tensor(view[i].unit_shape, view[i].unit_dims, DType::kF32, &spec.head[i].unreduced, &fresh);
   }
   py::object gradients = py::none();
   if (!needs.is_none()) {
@@ -215,7 +219,8 @@ py::object with_tensors(const py::tuple& tasks, const py::tuple& tensors, const 
         if (alias == nullptr) throw py::error_already_set();
         made[i + 2] = py::reinterpret_steal<py::object>(alias);
       } else {
-        made[i + 2] = mmcore::make_tensor(view[i].output.shape, view[i].output.ndim, h.dtype, &h.gradient, &spec.fresh_results);
+        made[i + 2] =
+            mmcore::make_tensor(view[i].output.shape, view[i].output.ndim, h.dtype, &h.gradient, &spec.fresh_results);
       }
     }
     gradients = std::move(made);
@@ -277,9 +282,10 @@ void register_losses(py::module_& m) {
         if (!in_range) throw py::index_error("multi_task_loss: class out of range");
       },
       py::arg("heads"), py::arg("vectors"), py::arg("grad_total"), py::arg("compute"), py::arg("results"),
-      py::arg("threads"), "Losses of several heads, their weighted sum and gradients; see csrc/include/mmcore/losses.h.");
-  m.def("losses_with_tensors", &with_tensors, py::arg("tasks"), py::arg("tensors"), py::arg("targets"), py::arg("masks"),
-        py::arg("needs"), py::arg("inplace"), py::arg("budget"), py::pos_only(),
+      py::arg("threads"),
+      "Losses of several heads, their weighted sum and gradients; see csrc/include/mmcore/losses.h.");
+  m.def("losses_with_tensors", &with_tensors, py::arg("tasks"), py::arg("tensors"), py::arg("targets"),
+        py::arg("masks"), py::arg("needs"), py::arg("inplace"), py::arg("budget"), py::pos_only(),
         "((total, losses, *unreduced), gradients or None) of (weights, log_vars, *outputs), or None if the call needs"
         " conversions or does not fit. budget() is the number of threads.");
   m.def(

@@ -67,9 +67,7 @@ struct Lanes {
   static inline F load_bytes(const std::uint8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
-  static inline F keep(F m, F a) {
-    return _mm256_and_ps(a, _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_NEQ_OQ));
-  }
+  static inline F keep(F m, F a) { return _mm256_and_ps(a, _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_NEQ_OQ)); }
   // b where a is 0
   static inline F if_zero(F a, F b) {
     return _mm256_blendv_ps(a, b, _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_EQ_OQ));

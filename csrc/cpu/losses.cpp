@@ -133,8 +133,8 @@ bool run(const LossSpec& spec, int threads, LossRange* wrong) {
     }
     const bool none = h.task.reduction == LossReduction::kNone;
     if (!none) {
-      const double k = spec.grad_total * weight_of(i) * inner_of(i) +
-                       (upstream == nullptr ? 0.0 : static_cast<double>(upstream[i]));
+      const double k =
+          spec.grad_total * weight_of(i) * inner_of(i) + (upstream == nullptr ? 0.0 : static_cast<double>(upstream[i]));
       const bool mean = h.task.reduction == LossReduction::kMean;
       const bool nothing = labels[i].units == 0;
       scale[i].loss = nothing || (mean && labels[i].weight == 0) ? 0 : mean ? k / labels[i].weight : k;

@@ -92,8 +92,7 @@ struct Element {
       const F soft = L::add(log1p_unit<L>(e), minus);
       const F step = clamp_nan<L>(steep<L>(x), zero, one);
       const F sigmoid = L::div(L::max(step, e), L::add(one, e));
-      return {L::fma(scaled, soft, L::mul(L::sub(one, t), x)),
-              L::sub(L::mul(scaled, sigmoid), L::mul(positive, t))};
+      return {L::fma(scaled, soft, L::mul(L::sub(one, t), x)), L::sub(L::mul(scaled, sigmoid), L::mul(positive, t))};
     }
     const F d = L::sub(x, t);
     if constexpr (K == LossKind::kMse) return {L::mul(d, d), L::add(d, d)};
@@ -277,7 +276,8 @@ struct CrossEntropyRow {
     const R* weight = static_cast<const R*>(h.weight);
     const double smoothing = h.task.label_smoothing;
     const F zero = L::set(0), minus_infinity = L::set(-std::numeric_limits<R>::infinity());
-    const F keep_q = L::set(static_cast<R>(1 - smoothing)), share = L::set(static_cast<R>(smoothing / static_cast<double>(n)));
+    const F keep_q = L::set(static_cast<R>(1 - smoothing)),
+            share = L::set(static_cast<R>(smoothing / static_cast<double>(n)));
     // v_c: how much each column counts beside the label, times C / eps for kEven and kWeighted
     auto spread = [&](std::int64_t i, auto io) MMCORE_INLINE_LAMBDA {
       if constexpr (S == Spread::kSoft) {
@@ -457,7 +457,8 @@ static void cosine_row(const LossHead& h, const T* x, const U* t, double k, T* g
   *loss = 1 - cosine;
   if (gradient == nullptr) return;
   const bool is_short = xx <= kCosineEps * kCosineEps;
-  const F of_t = L::set(static_cast<R>(-k / (nx * nt))), of_x = L::set(static_cast<R>(is_short ? 0 : k * cosine / (nx * nx)));
+  const F of_t = L::set(static_cast<R>(-k / (nx * nt))),
+          of_x = L::set(static_cast<R>(is_short ? 0 : k * cosine / (nx * nx)));
   sweep<L>(n, [&](std::int64_t i, auto io, int) MMCORE_INLINE_LAMBDA {
     io.store(gradient + i, L::fma(io.load(x + i, zero), of_x, L::mul(io.load(t + i, zero), of_t)));
   });
@@ -482,7 +483,8 @@ static void rows_of(const LossHead& h, const LossScale& scale, std::int64_t firs
       there = there && y != h.task.ignore_index;
     }
     if (!there) {
-      if (gradient != nullptr) std::memset(static_cast<void*>(gradient), 0, static_cast<std::size_t>(h.columns) * sizeof(T));
+      if (gradient != nullptr)
+        std::memset(static_cast<void*>(gradient), 0, static_cast<std::size_t>(h.columns) * sizeof(T));
       if (unreduced != nullptr) *unreduced = 0;
       continue;
     }
@@ -499,8 +501,8 @@ static void rows_of(const LossHead& h, const LossScale& scale, std::int64_t firs
       const bool stream = can_stream(gradient, scale.stream && gradient != nullptr);
       streamed = streamed || stream;
       auto run = [&](auto spread) {
-        CrossEntropyRow<L, decltype(spread)::value, T, U>::run(h, x, t, y, k, k_z, gradient, stream, scratch, block_most,
-                                                              &loss, &z);
+        CrossEntropyRow<L, decltype(spread)::value, T, U>::run(h, x, t, y, k, k_z, gradient, stream, scratch,
+                                                               block_most, &loss, &z);
       };
       if (!classes) {
         run(std::integral_constant<Spread, Spread::kSoft>{});
@@ -539,7 +541,7 @@ static void rows(const LossHead& h, const LossScale& scale, std::int64_t first, 
                  void* scratch) {
   visit_both<L>(h, [&](auto* x, auto* t) {
     rows_of<L, std::remove_pointer_t<decltype(x)>, std::remove_pointer_t<decltype(t)>>(h, scale, first, end, sums,
-                                                                                      scratch);
+                                                                                       scratch);
   });
 }
 
@@ -547,8 +549,8 @@ template <typename L>
 static void elements(const LossHead& h, const LossScale& scale, std::int64_t row, std::int64_t first, std::int64_t end,
                      LossPartial* sums) {
   visit_both<L>(h, [&](auto* x, auto* t) {
-    elements_of_kind<L, std::remove_pointer_t<decltype(x)>, std::remove_pointer_t<decltype(t)>>(h, scale, row, first, end,
-                                                                                              sums);
+    elements_of_kind<L, std::remove_pointer_t<decltype(x)>, std::remove_pointer_t<decltype(t)>>(h, scale, row, first,
+                                                                                                end, sums);
   });
 }
 

@@ -46,8 +46,8 @@ class DifferentiableOp:
         ``record(options, tensors, needs)``: ``forward`` where gradients will be asked for, which it may make
         in the same pass and keep in ``options``, an object of this call alone.
     recall : callable, optional
-        ``recall(options, grads, needs)`` gives the gradients that ``record`` kept, or None if they do not serve;
-        then ``backward`` makes them.
+        ``recall(options, grads, needs)`` gives the gradients that ``record`` kept, or None if they do not
+        serve; then ``backward`` makes them.
     """
 
     __slots__ = ("backward", "forward", "library", "recall", "record", "reference")
@@ -81,31 +81,35 @@ class DifferentiableOp:
         if _functorch_level() is not None or forward_ad._current_level >= 0:
             return self.reference(options, tensors)
         if kind == 2 and torch.is_grad_enabled():  # one of them requires a gradient
-            return _apply(self, options, *tensors)
+            return _apply(self, options, constants, *tensors)
         return self.forward(options, tensors)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: DifferentiableOp, options: Any, *tensors: Tensor | None) -> Any:
-        ctx.save_for_backward(*tensors)
+    def forward(
+        ctx: Any, op: DifferentiableOp, options: Any, constants: Tensors, *tensors: Tensor | None
+    ) -> Any:
+        ctx.save_for_backward(*tensors, *constants)  # for its check that nobody has written to them
         ctx.call = op, options
         if op.record is not None:
             ctx.set_materialize_grads(False)
-            return op.record(options, tensors, ctx.needs_input_grad[2:])
+            return op.record(options, tensors, ctx.needs_input_grad[3:])
         return op.forward(options, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         op, options = ctx.call
-        needs = ctx.needs_input_grad[2:]
-        if op.recall is not None and not torch.is_grad_enabled():
+        needs = ctx.needs_input_grad[3:]
+        again = torch.is_grad_enabled()  # create_graph=True
+        if op.recall is not None and not again:
             found = op.recall(options, grads, needs)
             if found is not None:
-                return None, None, *found
-        if torch.is_grad_enabled():  # create_graph=True
-            return None, None, *differentiable_backward(op, options, ctx.saved_tensors, grads, needs)
-        return None, None, *op.backward(options, ctx.saved_tensors, grads, needs)
+                return None, None, None, *found
+        tensors = ctx.saved_tensors[: len(needs)]
+        if again:
+            return None, None, None, *differentiable_backward(op, options, tensors, grads, needs)
+        return None, None, None, *op.backward(options, tensors, grads, needs)
 
 
 # Function.apply looks for functorch first, which is not active here: a tenth of the cost of a small op.

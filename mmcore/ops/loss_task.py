@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mmcore import _core
+
 __all__ = ["REDUCTIONS", "ROW_KINDS", "Task", "TaskOptions"]
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -132,8 +134,8 @@ class Task:
         ignore_index : int
             Targets of this value have no label.
         z_loss : float
-            Adds ``z_loss * logsumexp(logits)**2`` for each row, averaged over the rows that have a label, which
-            keeps logits from drifting (Chowdhery et al. 2022, PaLM).
+            Adds ``z_loss * logsumexp(logits)**2`` for each row, averaged over the rows that have a label,
+            which keeps logits from drifting (Chowdhery et al. 2022, PaLM).
         focal_gamma : float
             Multiplies each loss by ``(1 - p_y)**focal_gamma`` (Lin et al. 2017; their alpha is ``weight``).
             Not together with label smoothing.
@@ -184,7 +186,9 @@ class Task:
     def smooth_l1(*, beta: float = 1.0, reduction: str = "mean", uncertainty_scale: float = 0.5) -> Task:
         """``smooth_l1_loss``: ``d**2 / (2 beta)`` below beta, ``|d| - beta / 2`` above it."""
         number = _number("beta", beta, 0)
-        return _make("smooth_l1" if number else "l1", None, "", reduction, uncertainty_scale, beta=number or 1.0)
+        return _make(
+            "smooth_l1" if number else "l1", None, "", reduction, uncertainty_scale, beta=number or 1.0
+        )
 
     @staticmethod
     def huber(*, delta: float = 1.0, reduction: str = "mean", uncertainty_scale: float = 0.5) -> Task:
@@ -200,8 +204,9 @@ class Task:
     ) -> Task:
         """Distillation of a teacher (Hinton et al. 2015): ``temperature**2 KL(q || p)``.
 
-        q and p are the softmax of ``logits / temperature`` of the teacher (the targets, logits of the output's
-        shape) and of the student, over the last dimension; "mean" is over the rows, ``kl_div``'s "batchmean".
+        q and p are the softmax of ``logits / temperature`` of the teacher (the targets, logits of the
+        output's shape) and of the student, over the last dimension; "mean" is over the rows, as ``kl_div``'s
+        "batchmean".
         """
         number = _number("temperature", temperature, 0)
         if number == 0:
@@ -215,7 +220,7 @@ class Task:
 
     @staticmethod
     def value(*, uncertainty_scale: float = 1.0) -> Task:
-        """Take a scalar loss computed elsewhere, CTC say, as it is: the output is the loss, the target None."""
+        """Take a scalar loss computed elsewhere, CTC say, as it is: the output is it, the target None."""
         return _make("value", None, "", "mean", uncertainty_scale)
 
 
@@ -275,15 +280,21 @@ def parse_spec(spec: str) -> TaskOptions:
 
 
 # The enumeration of csrc/include/mmcore/losses.h; "cross_entropy" with probabilities has a number of its own.
-KINDS = ("cross_entropy", "bce_with_logits", "mse", "l1", "smooth_l1", "huber", "kl_distillation", "cosine", "value")
+KINDS = (
+    "cross_entropy",
+    "bce_with_logits",
+    "mse",
+    "l1",
+    "smooth_l1",
+    "huber",
+    "kl_distillation",
+    "cosine",
+    "value",
+)
 
 
 @functools.lru_cache(maxsize=1024)
 def _core_task(options: TaskOptions) -> Any:
-    from mmcore import _core
-
-    if not hasattr(_core, "LossTask"):
-        return None
     return _core.LossTask(
         kind=KINDS.index(options.kind),
         reduction=REDUCTIONS.index(options.reduction),
@@ -296,5 +307,3 @@ def _core_task(options: TaskOptions) -> Any:
         temperature=options.temperature,
         uncertainty_scale=options.uncertainty_scale,
     )
-
-

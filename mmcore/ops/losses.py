@@ -24,7 +24,14 @@ from mmcore.ops._library import LIBRARY
 from mmcore.ops.loss_task import ROW_KINDS, Task
 from mmcore.threads import get_num_threads
 
-__all__ = ["MAX_TASKS", "Head", "LossGradients", "LossProblem", "multi_task_loss", "multi_task_value_and_grad"]
+__all__ = [
+    "MAX_TASKS",
+    "Head",
+    "LossGradients",
+    "LossProblem",
+    "multi_task_loss",
+    "multi_task_value_and_grad",
+]
 
 MAX_TASKS = 32
 
@@ -89,7 +96,12 @@ class _Call:
     __slots__ = ("forced", "gradients", "inplace", "masks", "overwritten", "targets", "tasks")
 
     def __init__(
-        self, tasks: tuple[Task, ...], targets: Tensors, masks: Tensors | None, inplace: bool, forced: str | None
+        self,
+        tasks: tuple[Task, ...],
+        targets: Tensors,
+        masks: Tensors | None,
+        inplace: bool,
+        forced: str | None,
     ) -> None:
         self.tasks = tasks
         self.targets = targets
@@ -114,14 +126,15 @@ def multi_task_loss(
 ) -> tuple[Tensor, Losses]:
     """Losses of K tasks and their weighted sum; with their gradients made in the same pass.
 
-    ``L = sum_i lambda_i loss_i``, or with log variances s ``sum_i lambda_i (c_i exp(-s_i) loss_i + s_i / 2)``.
+    ``L = sum_i lambda_i loss_i``, or with log variances s
+    ``L = sum_i lambda_i (c_i exp(-s_i) loss_i + s_i / 2)``.
 
     Parameters
     ----------
     outputs : sequence or mapping of Tensor
         What the K = 1 to 32 heads give: logits or predictions; float32, bfloat16, float16 or float64, which
-        may be mixed. Losses and sums are float32 (float64 if an output is). Shapes as each :class:`Task` says:
-        (N, C) or (N, C, d1, ...) for cross_entropy, any for the others.
+        may be mixed. Losses and sums are float32 (float64 if an output is). Shapes as each :class:`Task`
+        says: (N, C) or (N, C, d1, ...) for cross_entropy, any for the others.
     targets : sequence or mapping of Tensor
         As each :class:`Task` says; None for a task of kind "value". They get no gradient.
     tasks : sequence or mapping of Task
@@ -135,9 +148,10 @@ def multi_task_loss(
         elements (N, T, D). What has no label is never read into a sum, so that NaN in it cannot leak. A task
         without any label in the batch adds nothing to the total, and nothing gets a gradient from it.
     inplace_gradient : bool
-        Write the outputs' gradients over the outputs, which saves their memory and time. They must be contiguous,
-        not leaves that require a gradient, and not needed by anything else: torch raises if another
-        operation's backward wants them. Without gradients, and under torch.compile, it changes nothing.
+        Write the outputs' gradients over the outputs, which saves their memory and time. They must be
+        contiguous, not leaves that require a gradient, and not needed by anything else: torch raises if
+        another operation's backward wants them. Ask for the gradient of what a view was made from, not of
+        the view. Without gradients, and under torch.compile, it changes nothing.
 
     Returns
     -------
@@ -158,15 +172,15 @@ def multi_task_loss(
 
     Notes
     -----
-    Differentiable in outputs, weights and log_vars, through total and losses. Second derivatives go through the
-    reference. Results do not change from run to run, nor with the number of threads.
+    Differentiable in outputs, weights and log_vars, through total and losses. Second derivatives go through
+    the reference. Results do not change from run to run, nor with the number of threads.
 
     On the CPU an upstream gradient of the total other than 1, or one of ``losses``, computes the gradients a
-    second time, from the outputs; with ``inplace_gradient`` they are scaled instead, and cannot be computed where
-    a task of weight 0 gets a gradient from ``losses``.
+    second time, from the outputs. With ``inplace_gradient`` the total's gradient is scaled instead, and
+    ``losses`` cannot be differentiated. Under ``torch.compile`` make the tasks outside of what is compiled.
 
-    Sources: Kendall, Gal and Cipolla 2018 for the uncertainty; each Task names that of its loss. The gradients
-    are derived in ``csrc/cpu/losses_kernels.inl``.
+    Sources: Kendall, Gal and Cipolla 2018 for the uncertainty; each Task names that of its loss. The
+    gradients are derived in ``csrc/cpu/losses_kernels.inl``.
 
     Examples
     --------
@@ -195,8 +209,9 @@ def multi_task_value_and_grad(
 ) -> tuple[Tensor, Losses, LossGradients]:
     """Give :func:`multi_task_loss` and the gradients of its total, without autograd, in one call.
 
-    For training loops that pass gradients on themselves: ``torch.autograd.backward(outputs, gradients.outputs)``
-    goes on from there. Nothing is recorded. Arguments and errors are those of :func:`multi_task_loss`.
+    For training loops that pass gradients on themselves: they go on with
+    ``torch.autograd.backward(outputs, gradients.outputs)``. Nothing is recorded. Arguments and errors are
+    those of :func:`multi_task_loss`.
 
     Returns
     -------
@@ -204,8 +219,8 @@ def multi_task_value_and_grad(
     losses : Tensor, tuple or dict of Tensor
         As :func:`multi_task_loss` gives them.
     gradients : LossGradients
-        ``outputs`` for each task (a dict if ``tasks`` is one), zeros for one with reduction "none"; ``weights``
-        and ``log_vars``, None where those are.
+        ``outputs`` for each task (a dict if ``tasks`` is one), zeros for one with reduction "none";
+        ``weights`` and ``log_vars``, None where those are.
 
     Examples
     --------
@@ -276,7 +291,8 @@ def _tuple(what: str, value: Any, count: int | None) -> tuple[Any, ...]:
         value = tuple(value)
     if count is not None and len(value) != count:
         raise ValueError(f"{what}: expected {count}, one for each task, got {len(value)}")
-    return value
+    checked: tuple[Any, ...] = value
+    return checked
 
 
 def _by_name(what: str, value: Any, names: tuple[str, ...], missing: bool = False) -> tuple[Any, ...]:
@@ -349,7 +365,9 @@ def _check(call: _Call, tensors: Tensors) -> LossProblem:
         if value.dtype not in _FLOATS:
             raise TypeError(f"{name}: expected a floating-point tensor, got {_describe(value)}")
         if value.shape != (count,):
-            raise ValueError(f"{name}: expected shape {(count,)}, one for each task, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name}: expected shape {(count,)}, one for each task, got {tuple(value.shape)}"
+            )
         if value.device != device:
             raise ValueError(f"{name}: expected a tensor on {device} as the outputs are, got {value.device}")
     return LossProblem(tuple(heads), weights, log_vars, dtype)
@@ -369,17 +387,22 @@ def _check_head(
     if output.device != device:
         raise ValueError(f"outputs[{i}]: expected a tensor on {device} as outputs[0] is, got {output.device}")
     shape = tuple(output.shape)
+    unit_shape: tuple[int, ...] = ()
     if kind == "value":
         if shape != ():
             raise ValueError(f"outputs[{i}]: a loss computed elsewhere must have shape (), got {shape}")
         if target is not None:
-            raise ValueError(f"targets[{i}]: expected None for a loss computed elsewhere, got {_describe(target)}")
-        rows, unit_shape, soft, flat_target = output.reshape(1, 1), (), False, None
+            raise ValueError(
+                f"targets[{i}]: expected None for a loss computed elsewhere, got {_describe(target)}"
+            )
+        rows, soft, flat_target = output.reshape(1, 1), False, None
     else:
         if not isinstance(target, Tensor):
             raise TypeError(f"targets[{i}]: expected a tensor, got {_describe(target)}")
         if target.device != device:
-            raise ValueError(f"targets[{i}]: expected a tensor on {device} as the outputs are, got {target.device}")
+            raise ValueError(
+                f"targets[{i}]: expected a tensor on {device} as the outputs are, got {target.device}"
+            )
         if target.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"targets[{i}]: targets get no gradient; detach it")
         if kind in ROW_KINDS:
@@ -419,7 +442,9 @@ def _check_head(
         name = "pos_weight" if kind == "bce_with_logits" else "weight"
         columns = rows.shape[1]
         if weight.shape != (columns,) and not (kind == "bce_with_logits" and weight.numel() == 1):
-            raise ValueError(f"tasks[{i}]: {name} has {weight.numel()} values for {columns} columns of the output")
+            raise ValueError(
+                f"tasks[{i}]: {name} has {weight.numel()} values for {columns} columns of the output"
+            )
         if weight.device != device:
             raise ValueError(
                 f"tasks[{i}]: {name} is on {weight.device}, the outputs on {device}; Task.to(device) moves it"
@@ -427,14 +452,18 @@ def _check_head(
     flat_mask = None
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"masks[{i}]: expected a bool tensor, True where there is a label, got {_describe(mask)}")
+            raise TypeError(
+                f"masks[{i}]: expected a bool tensor, True where there is a label, got {_describe(mask)}"
+            )
         if mask.shape != unit_shape[: mask.dim()] or mask.dim() > len(unit_shape):
             raise ValueError(
                 f"masks[{i}]: expected the shape of the losses {unit_shape}, or of its first dimensions, got"
                 f" {tuple(mask.shape)}"
             )
         if mask.device != device:
-            raise ValueError(f"masks[{i}]: expected a tensor on {device} as the outputs are, got {mask.device}")
+            raise ValueError(
+                f"masks[{i}]: expected a tensor on {device} as the outputs are, got {mask.device}"
+            )
         flat_mask = mask.reshape(-1)
     return Head(task, rows, flat_target, flat_mask, weight, soft, unit_shape)
 
@@ -489,10 +518,13 @@ def _check_inplace(call: _Call, tensors: Tensors, needs: Sequence[bool]) -> None
         if not isinstance(task, Task) or task.reduction == "none":
             continue
         if not output.is_contiguous():
-            raise ValueError(f"outputs[{i}]: inplace_gradient needs contiguous outputs, got strides {output.stride()}")
+            raise ValueError(
+                f"outputs[{i}]: inplace_gradient needs contiguous outputs, got strides {output.stride()}"
+            )
         if output.is_leaf and output.requires_grad:
             raise ValueError(
-                f"outputs[{i}]: inplace_gradient would overwrite a leaf that requires a gradient, such as a parameter"
+                f"outputs[{i}]: inplace_gradient would overwrite a leaf that requires a gradient, such"
+                " as a parameter"
             )
         if output.untyped_storage().data_ptr() in seen:
             raise ValueError(f"outputs[{i}]: inplace_gradient needs outputs that share no memory")
@@ -556,7 +588,8 @@ def _refuse_overwritten(call: _Call) -> None:
     """Torch itself would not notice: it remembers the outputs' versions after the forward."""
     if call.overwritten:
         raise RuntimeError(
-            "multi_task_loss: with inplace_gradient the total can be differentiated once, without create_graph;"
+            "multi_task_loss: with inplace_gradient the total can be differentiated once, without"
+            " create_graph;"
             " the outputs from which more would be computed were overwritten"
         )
 
@@ -612,7 +645,8 @@ def _scaled_in_place(
     total, losses, *unreduced = grads
     if any(g is not None for g in unreduced) or losses is not None:
         raise RuntimeError(
-            "multi_task_loss: with inplace_gradient only the total can be differentiated; the outputs from which the"
+            "multi_task_loss: with inplace_gradient only the total can be differentiated; the"
+            " outputs from which the"
             " losses' gradients would be computed were overwritten"
         )
     if total is None:
@@ -705,7 +739,9 @@ def _library_fake(*arguments: Any) -> list[Tensor]:
     first = problem.heads[0].output
     made = [first.new_empty((), dtype=problem.dtype), first.new_empty(len(call.tasks), dtype=problem.dtype)]
     return made + [
-        first.new_empty(h.unit_shape, dtype=problem.dtype) for h in problem.heads if h.task.reduction == "none"
+        first.new_empty(h.unit_shape, dtype=problem.dtype)
+        for h in problem.heads
+        if h.task.reduction == "none"
     ]
 
 
@@ -764,7 +800,17 @@ def _library_gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[object, ...
     outputs, targets, masks, task_weights = (rest[i * count : (i + 1) * count] for i in range(4))
     total, losses, *unreduced = grads
     found = torch.ops.mmcore.multi_task_loss_backward(
-        total, losses, unreduced, outputs, targets, masks, task_weights, weights, log_vars, ctx.tasks, ctx.needs
+        total,
+        losses,
+        unreduced,
+        outputs,
+        targets,
+        masks,
+        task_weights,
+        weights,
+        log_vars,
+        ctx.tasks,
+        ctx.needs,
     )
     dw, ds, *dxs = [g if need else None for g, need in zip(found, ctx.needs, strict=True)]
     # torch.library sees a list of tensors only where none of them is None.

@@ -47,9 +47,7 @@ struct LossTask {
   double temperature = 1;
   double uncertainty_scale = 1;  // c
 
-  bool by_row() const {
-    return kind == LossKind::kCrossEntropy || kind == LossKind::kKl || kind == LossKind::kCosine;
-  }
+  bool by_row() const { return kind == LossKind::kCrossEntropy || kind == LossKind::kKl || kind == LossKind::kCosine; }
 };
 
 struct LossHead {
@@ -58,15 +56,15 @@ struct LossHead {
   const void* output = nullptr;
   DType dtype = DType::kF32;
   std::ptrdiff_t output_stride = 0;  // elements between rows
-  const void* target = nullptr;      // i64 (rows) for classes; else (rows, columns); null for kValue
+  const void* target = nullptr;  // i64 (rows) for classes; else (rows, columns); null for kValue
   DType target_dtype = DType::kF32;  // i64, the output's, or `compute`
   std::ptrdiff_t target_stride = 0;
   const std::uint8_t* mask = nullptr;  // one byte for `mask_inner` units on end, 0: no label; null: all have one
   std::int64_t mask_inner = 1;
   const void* weight = nullptr;  // of `compute`: class weights (columns), or the positive weight (columns or 1)
   std::int64_t weight_count = 0;
-  void* gradient = nullptr;        // (rows, columns) contiguous of dtype; may be `output`; null: not wanted
-  void* unreduced = nullptr;       // kNone: (units) of `compute`
+  void* gradient = nullptr;  // (rows, columns) contiguous of dtype; may be `output`; null: not wanted
+  void* unreduced = nullptr;  // kNone: (units) of `compute`
   const void* upstream = nullptr;  // kNone: (units) of `compute`, dL/d unreduced; null: 0
 
   bool soft() const { return task.kind == LossKind::kCrossEntropy && target_dtype != DType::kI64; }
@@ -78,14 +76,14 @@ struct LossSpec {
   int count = 0;
   LossHead head[kMaxTasks];
   DType compute = DType::kF32;
-  const void* weights = nullptr;   // (count) of `compute`; null: 1
+  const void* weights = nullptr;  // (count) of `compute`; null: 1
   const void* log_vars = nullptr;  // (count) of `compute`
-  double grad_total = 1;           // upstream gradients
+  double grad_total = 1;  // upstream gradients
   const void* grad_losses = nullptr;  // (count) of `compute`; null: 0
-  bool fresh_results = false;         // gradients lie in pages that were never written
-  void* total = nullptr;              // 1 of `compute`
-  void* losses = nullptr;             // (count) of `compute`
-  void* d_weights = nullptr;          // likewise; null: not wanted
+  bool fresh_results = false;  // gradients lie in pages that were never written
+  void* total = nullptr;  // 1 of `compute`
+  void* losses = nullptr;  // (count) of `compute`
+  void* d_weights = nullptr;  // likewise; null: not wanted
   void* d_log_vars = nullptr;
 };
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from mmcore.backends.cpu.contrastive import contrastive_loss, contrastive_loss_gradients
 from mmcore.backends.cpu.frames import Output, frames_plan, output_desc
 from mmcore.backends.cpu.fusion import weighted_fusion, weighted_fusion_backward
 from mmcore.backends.cpu.losses import multi_task_loss, multi_task_loss_backward, scale_gradients
 
 __all__ = [
     "Output",
+    "contrastive_loss",
+    "contrastive_loss_gradients",
     "frames_plan",
     "multi_task_loss",
     "multi_task_loss_backward",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from mmcore.backends.reference.contrastive import (
+    contrastive_loss,
+    contrastive_loss_gradients,
+    contrastive_loss_value,
+)
 from mmcore.backends.reference.frames import apply_layout, convert
 from mmcore.backends.reference.fusion import (
     time_map,
@@ -17,6 +22,9 @@ from mmcore.backends.reference.losses import (
 
 __all__ = [
     "apply_layout",
+    "contrastive_loss",
+    "contrastive_loss_gradients",
+    "contrastive_loss_value",
     "convert",
     "multi_task_loss",
     "multi_task_loss_backward",

@@ -38,12 +38,16 @@ def _present(head: Head) -> Tensor | None:
     return there
 
 
-def _cross_entropy(head: Head, x: Tensor, there: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy(
+    head: Head, x: Tensor, there: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """Per row: the loss, its weight in the mean's denominator, and the z loss."""
     options, target = head.task.options, head.target
     assert target is not None
     classes = x.shape[1]
-    weight = torch.ones(classes, dtype=dtype, device=x.device) if head.weight is None else head.weight.to(dtype)
+    weight = (
+        torch.ones(classes, dtype=dtype, device=x.device) if head.weight is None else head.weight.to(dtype)
+    )
     log_p = x.log_softmax(-1)  # x less its largest: large logits lose no digits, as in lse - x they would
     z = options.z_loss * x.logsumexp(-1).square()
     smoothing = options.label_smoothing
@@ -71,7 +75,9 @@ def _cross_entropy(head: Head, x: Tensor, there: Tensor | None, dtype: torch.dty
     return torch.where(out_of_range, torch.nan, loss), w, z
 
 
-def _unit_losses(head: Head, dtype: torch.dtype, there: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _unit_losses(
+    head: Head, dtype: torch.dtype, there: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(units,) losses, their weights in the mean (None: 1), and z losses; finite where nothing is there."""
     options = head.task.options
     kind = options.kind

@@ -214,7 +214,7 @@ class _Call:
             "log_vars": None if log_vars is None else _vector(log_vars),
             "grad_total": grad_total,
             "spans": tuple(
-                (h.output.shape[0], first, p.programs, p.tiles, p.entries, p.parts)
+                _span(h.output.shape[0], first, p.programs, p.tiles, p.entries, p.parts)
                 for h, p, first in zip(heads, plans, firsts, strict=False)
             ),
             "all_programs": programs,
@@ -253,7 +253,7 @@ class _Call:
         counts = torch.empty((len(plans), 2, SLOTS), dtype=torch.float32, device=self.device)
         arguments = {
             "counts": counts,
-            "spans": tuple((p.entries, p.parts, p.length) for p in plans),
+            "spans": tuple(_span(p.entries, p.parts, p.length) for p in plans),
             "HEADS": tuple((p.parts > 0, p.code[0] == "classes", p.code[2]) for p in plans),
             "BLOCK": SLOTS,
             "SLOTS": SLOTS,
@@ -314,6 +314,11 @@ def _sizes(head: Head) -> tuple[int, int]:
 
 def _strided(t: Tensor) -> tuple[Any, ...]:
     return t, t.stride(0), t.stride(1) if t.dim() == 2 else 0
+
+
+def _span(*numbers: int) -> tuple[int, ...]:
+    """Numbers for which no kernel is compiled anew, as the kernels take them."""
+    return tuple(2 * n + 3 for n in numbers)
 
 
 def _vector(t: Tensor) -> tuple[Tensor, int]:
