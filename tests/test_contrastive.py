@@ -458,7 +458,8 @@ def test_the_reference_makes_tiles_too(kind: str, tiles: Any) -> None:
     reference = load_backend("reference")
     problem = contrastive._tiled(contrastive._check(call(case), (*features(case), None, None)))
     with Largest() as largest:
-        _, recorded = reference.contrastive_loss(problem, True)
+        _, parts = reference.contrastive_loss(problem, True)
+        recorded = contrastive.Recorded(*parts)
         reference.contrastive_loss_gradients(problem, recorded, torch.tensor(1.0), (True, True))
     assert largest.elements == max(7 * 50, 50 * case.depth)
 

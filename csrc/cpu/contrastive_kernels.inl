@@ -14,26 +14,16 @@
 // far from underflow, and the rounding of t (x - m), which is relative, stays what it is for z itself. Every other block
 // takes the largest of each row and of each column.
 
+#include "lane_functions.inl"
 #include "sweep.inl"
 
 namespace contrastive {
 
+using namespace lane_functions;
 using namespace sweeps;
 
 constexpr double kSharedRange = 32;
 constexpr std::int64_t kChunk = 1024;  // columns that are summed in `compute` before their sum is added in double
-
-template <typename L>
-static constexpr RealOf<L> kLowest = std::numeric_limits<RealOf<L>>::lowest();  // not -inf: -inf less it is NaN
-
-template <typename L>
-static MMCORE_INLINE RealOf<L> largest(typename L::F a) {
-  RealOf<L> all[L::N];
-  L::store(all, a);
-  RealOf<L> most = all[0];
-  for (int i = 1; i < L::N; ++i) most = all[i] > most ? all[i] : most;
-  return most;
-}
 
 // a, with 0 in lanes that are no elements.
 template <typename L>
@@ -200,30 +190,6 @@ static void clip_gradient(const ClipGradientBlock& b) {
 }
 
 // ---- siglip
-
-// log(1 + e) for 0 <= e <= 1: 2 atanh(q), q = e / (2 + e) <= 1/3, whose series ends below 2^-25 of itself.
-template <typename L>
-static MMCORE_INLINE typename L::F log1p_unit(typename L::F e) {
-  if constexpr (sizeof(RealOf<L>) == 8) {
-    return L::each([&](int i) { return std::log1p(e.v[i]); });
-  } else {
-    const auto q = L::div(e, L::add(L::set(2), e));
-    const auto p = L::mul(q, q);
-    auto y = L::set(2.0f / 15);
-    y = L::fma(y, p, L::set(2.0f / 13));
-    y = L::fma(y, p, L::set(2.0f / 11));
-    y = L::fma(y, p, L::set(2.0f / 9));
-    y = L::fma(y, p, L::set(2.0f / 7));
-    y = L::fma(y, p, L::set(2.0f / 5));
-    y = L::fma(y, p, L::set(2.0f / 3));
-    y = L::fma(y, p, L::set(2.0f));
-    return L::mul(y, q);
-  }
-}
-
-// Multiplied twice by it, every number but 0 is beyond 1.
-template <typename L>
-static constexpr RealOf<L> kHuge = sizeof(RealOf<L>) == 8 ? RealOf<L>(1e300) : RealOf<L>(1e38f);
 
 template <typename L>
 static void siglip(const SiglipBlock& b) {

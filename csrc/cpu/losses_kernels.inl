@@ -21,53 +21,16 @@
 // Cross entropy reads a row once: by blocks of 1024 columns, e = exp(x - m) against the largest value m so far is kept
 // in scratch, which stays in L2, with m; the second sweep scales each block by exp(m - lse).
 
+#include "lane_functions.inl"
 #include "sweep.inl"
 
 namespace losses {
 
+using namespace lane_functions;
 using namespace sweeps;
 
 constexpr std::int64_t kBlock = 1024;
 constexpr double kCosineEps = 1e-8;
-
-template <typename L>
-static MMCORE_INLINE typename L::F clamp_nan(typename L::F a, typename L::F low, typename L::F high) {
-  return L::min(high, L::max(low, a));  // in this order NaN stays
-}
-
-template <typename L>
-static MMCORE_INLINE typename L::F absolute(typename L::F a) {
-  return L::max(L::sub(L::set(0), a), a);
-}
-
-// Multiplied twice by it, every number but 0 is beyond 1.
-template <typename L>
-static constexpr RealOf<L> kHuge = sizeof(RealOf<L>) == 8 ? RealOf<L>(1e300) : RealOf<L>(1e38f);
-
-template <typename L>
-static MMCORE_INLINE typename L::F steep(typename L::F a) {
-  return L::mul(L::mul(a, L::set(kHuge<L>)), L::set(kHuge<L>));
-}
-
-// log(1 + e) for 0 <= e <= 1: 2 atanh(s), s = e / (2 + e) <= 1/3, whose series ends below 2^-25 of itself.
-template <typename L>
-static MMCORE_INLINE typename L::F log1p_unit(typename L::F e) {
-  if constexpr (sizeof(RealOf<L>) == 8) {
-    return L::each([&](int i) { return std::log1p(e.v[i]); });
-  } else {
-    const auto s = L::div(e, L::add(L::set(2), e));
-    const auto q = L::mul(s, s);
-    auto y = L::set(2.0f / 15);
-    y = L::fma(y, q, L::set(2.0f / 13));
-    y = L::fma(y, q, L::set(2.0f / 11));
-    y = L::fma(y, q, L::set(2.0f / 9));
-    y = L::fma(y, q, L::set(2.0f / 7));
-    y = L::fma(y, q, L::set(2.0f / 5));
-    y = L::fma(y, q, L::set(2.0f / 3));
-    y = L::fma(y, q, L::set(2.0f));
-    return L::mul(y, s);
-  }
-}
 
 // ---- losses of elements: value and slope from x and t
 
@@ -229,15 +192,6 @@ static void elements_of_kind(const LossHead& h, const LossScale& scale, std::int
 
 // ---- losses of rows
 
-template <typename L>
-static MMCORE_INLINE RealOf<L> largest(typename L::F a) {
-  RealOf<L> all[L::N];
-  L::store(all, a);
-  RealOf<L> most = all[0];
-  for (int i = 1; i < L::N; ++i) most = all[i] > most ? all[i] : most;
-  return most;
-}
-
 template <typename L, typename T>
 static MMCORE_INLINE RealOf<L> load_one(const T* p) {
   RealOf<L> all[L::N];
@@ -257,9 +211,6 @@ template <typename L>
 static MMCORE_INLINE void store_one(RealOf<L>* p, RealOf<L> a) {
   *p = a;
 }
-
-template <typename L>
-static constexpr RealOf<L> kLowest = std::numeric_limits<RealOf<L>>::lowest();  // not -inf: -inf less it is no NaN
 
 // How the columns beside the label count: not at all, alike, by class weights, by probabilities.
 enum class Spread { kNone, kEven, kWeighted, kSoft };

@@ -21,7 +21,7 @@ from mmcore.backends import active_backend, forced_backend, load_backend
 from mmcore.ops._dispatch import DifferentiableOp
 from mmcore.ops._library import LIBRARY
 
-__all__ = ["ContrastiveProblem", "Recorded", "contrastive_loss"]
+__all__ = ["ContrastiveProblem", "Parts", "Recorded", "contrastive_loss"]
 
 KINDS = ("clip", "siglip")
 
@@ -53,6 +53,9 @@ class ContrastiveProblem(NamedTuple):
     def whole(self) -> bool:
         """Whether z is one tile."""
         return self.tile_rows == self.a.shape[0]
+
+
+Parts = tuple[Sequence[Tensor | float], Tensor | None, Tensor | None]
 
 
 class Recorded(NamedTuple):
@@ -249,8 +252,8 @@ def _backend(forced: str | None, device: torch.device) -> ModuleType:
 def _run(call: _Call, tensors: Tensors, keep: bool) -> tuple[Tensor, Recorded]:
     problem = _tiled(_check(call, tensors))
     call.backend = _backend(call.forced, problem.a.device)
-    found: tuple[Tensor, Recorded] = call.backend.contrastive_loss(problem, keep)
-    return found
+    loss, parts = call.backend.contrastive_loss(problem, keep)
+    return loss, Recorded(*parts)
 
 
 def _forward(call: _Call, tensors: Tensors) -> Tensor:

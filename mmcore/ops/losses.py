@@ -55,7 +55,7 @@ class Head(NamedTuple):
     target: Tensor | None
     """(rows,) int64 classes, else (rows, columns); None for kind "value"."""
     mask: Tensor | None
-    """(units / inner,) bool, contiguous: each of its entries speaks for ``inner`` units on end."""
+    """(units / inner,) bool: each of its entries speaks for ``inner`` units on end."""
     weight: Tensor | None
     """(columns,) or, for bce_with_logits, (1,)."""
     soft: bool

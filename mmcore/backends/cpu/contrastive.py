@@ -13,7 +13,7 @@ from mmcore.backends.cpu.memory import empty, empty_pooled
 from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
-    from mmcore.ops.contrastive import ContrastiveProblem, Recorded
+    from mmcore.ops.contrastive import ContrastiveProblem, Parts, Recorded
 
 __all__ = ["contrastive_loss", "contrastive_loss_gradients"]
 
@@ -46,10 +46,8 @@ class _Tile:
         self.threads = 1 if elements < _SMALL else get_num_threads()
 
 
-def contrastive_loss(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
-    """The loss, and what its gradients are made of; see :class:`mmcore.ops.contrastive.Recorded`."""
-    from mmcore.ops.contrastive import Recorded
-
+def contrastive_loss(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Parts]:
+    """The loss, and what its gradients are made of: the fields of ``mmcore.ops.contrastive.Recorded``."""
     dtype, batch = problem.dtype, problem.a.shape[0]
     tile = _Tile(problem)
     a, b = problem.a.to(dtype), problem.b.to(dtype)
@@ -73,8 +71,7 @@ def contrastive_loss(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, R
     if clip and not whole:
         sums = _core.clip_sums(states.data_ptr(), batch, tile.scale)
     statistics = states[:4].to(dtype) if clip and keep and not whole else None
-    recorded = Recorded(sums[1:], statistics, memory if whole else None)
-    return torch.tensor(sums[0], dtype=dtype), recorded
+    return torch.tensor(sums[0], dtype=dtype), (sums[1:], statistics, memory if whole else None)
 
 
 def contrastive_loss_gradients(

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from mmcore.backends.reference.fusion import _no_autocast
 
 if TYPE_CHECKING:
-    from mmcore.ops.contrastive import ContrastiveProblem, Recorded
+    from mmcore.ops.contrastive import ContrastiveProblem, Parts, Recorded
 
 __all__ = ["contrastive_loss", "contrastive_loss_gradients", "contrastive_loss_value"]
 
@@ -64,15 +64,13 @@ def _tiles(problem: ContrastiveProblem) -> Iterator[tuple[int, Tensor, Tensor, T
         yield first, rows, b, torch.where(scale < 0, -y, y) if problem.kind == "clip" else y
 
 
-def contrastive_loss(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
-    """The loss, and what its gradients are made of; see :class:`mmcore.ops.contrastive.Recorded`."""
+def contrastive_loss(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Parts]:
+    """The loss, and what its gradients are made of: the fields of ``mmcore.ops.contrastive.Recorded``."""
     with torch.no_grad(), _no_autocast(problem.a.device):
         return _clip(problem, keep) if problem.kind == "clip" else _siglip(problem, keep)
 
 
-def _clip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
-    from mmcore.ops.contrastive import Recorded
-
+def _clip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Parts]:
     scale, _ = _numbers(problem)
     steep, batch = scale.abs(), problem.a.shape[0]
     of_rows, diagonals = [], []
@@ -95,7 +93,7 @@ def _clip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
     slopes = (slope / (2 * batch), torch.zeros_like(slope))
     whole = keep and problem.whole
     gradient = _clip_gradient(problem, statistics, 0, y) if whole else None
-    return loss / (2 * batch), Recorded(slopes, statistics if keep and not whole else None, gradient)
+    return loss / (2 * batch), (slopes, statistics if keep and not whole else None, gradient)
 
 
 def _softmax_sums(steep: Tensor, y: Tensor, dim: int) -> Tensor:
@@ -128,9 +126,7 @@ def _clip_gradient(problem: ContrastiveProblem, statistics: Tensor, first: int, 
     return p.mul_(scale / (2 * batch))
 
 
-def _siglip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
-    from mmcore.ops.contrastive import Recorded
-
+def _siglip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Parts]:
     scale, bias = _numbers(problem)
     batch = problem.a.shape[0]
     loss, slope, bias_slope = torch.zeros_like(scale), torch.zeros_like(scale), torch.zeros_like(scale)
@@ -143,7 +139,7 @@ def _siglip(problem: ContrastiveProblem, keep: bool) -> tuple[Tensor, Recorded]:
         slope = slope + (by_z * y).sum()
         bias_slope = bias_slope + by_z.sum()
     gradient = _siglip_gradient(problem, 0, y) if keep and problem.whole else None
-    return loss / batch, Recorded((slope / batch, bias_slope / batch), None, gradient)
+    return loss / batch, ((slope / batch, bias_slope / batch), None, gradient)
 
 
 def _siglip_gradient(problem: ContrastiveProblem, first: int, y: Tensor) -> Tensor:
