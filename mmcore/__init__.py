@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcore import _core
 from mmcore.backends import backend
-from mmcore.errors import DecodeError, MMCoreError, UnsupportedError
+from mmcore.errors import DecodeError, DecodeTimeoutError, MMCoreError, UnsupportedError
 from mmcore.installation import build_info
 from mmcore.ops.contrastive import contrastive_loss
 from mmcore.ops.frame_batch_builder import FrameBatchBuilder
@@ -31,7 +31,14 @@ from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from mmcore import nn
-    from mmcore.decoding import Frame, FrameBatch, FrameTimes, VideoDecoder, VideoStreamMetadata
+    from mmcore.decoding import (
+        DecodePlan,
+        Frame,
+        FrameBatch,
+        FrameTimes,
+        VideoDecoder,
+        VideoStreamMetadata,
+    )
     from mmcore.sample import write_sample
 
 __version__: str = _core.__version__
@@ -40,6 +47,8 @@ __all__ = [
     "PIXEL_FORMATS",
     "ColorSpec",
     "DecodeError",
+    "DecodePlan",
+    "DecodeTimeoutError",
     "Frame",
     "FrameBatch",
     "FrameBatchBuilder",
@@ -76,6 +85,7 @@ __all__ = [
 
 # Imported at first use: they bring PyAV with them, which costs more than the rest of the package.
 _LAZY = {
+    "DecodePlan": "mmcore.decoding",
     "Frame": "mmcore.decoding",
     "FrameBatch": "mmcore.decoding",
     "FrameTimes": "mmcore.decoding",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DecodeError", "MMCoreError", "UnsupportedError"]
+__all__ = ["DecodeError", "DecodeTimeoutError", "MMCoreError", "UnsupportedError"]
 
 
 class MMCoreError(Exception):
@@ -11,6 +11,10 @@ class MMCoreError(Exception):
 
 class DecodeError(MMCoreError):
     """A media file could not be opened, read or decoded; the message names file, stream, frame or time."""
+
+
+class DecodeTimeoutError(DecodeError, TimeoutError):
+    """A read passed the deadline that its caller set; the decoder can be used again."""
 
 
 class UnsupportedError(MMCoreError):

@@ -10,6 +10,7 @@ void register_frames(py::module_& m);
 void register_fusion(py::module_& m);
 void register_losses(py::module_& m);
 void register_memory_pool(py::module_& m);
+void register_packets(py::module_& m);
 void register_torch_tensors(py::module_& m);
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -32,5 +33,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   register_fusion(m);
   register_losses(m);
   register_memory_pool(m);
+  register_packets(m);
   register_torch_tensors(m);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .frame import Frame, FrameBatch, FrameTimes
 from .metadata import VideoStreamMetadata
+from .plan import DecodePlan
 from .video_decoder import VideoDecoder
 
-__all__ = ["Frame", "FrameBatch", "FrameTimes", "VideoDecoder", "VideoStreamMetadata"]
+__all__ = ["DecodePlan", "Frame", "FrameBatch", "FrameTimes", "VideoDecoder", "VideoStreamMetadata"]

@@ -24,11 +24,14 @@ class Frame:
         When the frame appears, in seconds.
     duration_seconds : float
         How long it is shown: until the next frame appears; for the last frame, what the file says.
+    valid : bool
+        False if it could not be decoded and ``data`` is what ``on_error`` puts in its place.
     """
 
     data: Tensor
     pts_seconds: float
     duration_seconds: float
+    valid: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +45,8 @@ class FrameBatch:
     pts_seconds, duration_seconds : Tensor
         (N,) float64, as in :class:`Frame`.
     valid : Tensor or None
-        (N,) bool: False where a frame was replaced because it could not be decoded. None if every frame
-        decoded.
+        (N,) bool: False where a frame could not be decoded, and ``data`` holds what ``on_error`` puts in its
+        place: 0, or the nearest frame. None if every frame decoded.
     """
 
     data: Tensor

@@ -4,7 +4,7 @@ Packets say when their frame is shown, so one pass over the file gives every fra
 variable frame rates, edit lists and missing headers. Where packets cannot be trusted (timestamps missing or
 made up by the demuxer, two packets per frame) the stream is decoded once instead.
 
-Memory: 44 bytes per packet.
+Memory: some 30 bytes per frame.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeAlias
 
+from mmcore import _core
 from mmcore.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -25,11 +26,23 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FrameIndex", "Opened", "approximate_index", "build_index", "is_empty"]
+__all__ = [
+    "DROPPABLE",
+    "KEY",
+    "NO_TIME",
+    "OWN",
+    "FrameIndex",
+    "Opened",
+    "approximate_index",
+    "build_index",
+    "is_empty",
+]
 
 # Containers that carry a presentation time for every frame. In others (AVI, program streams, raw streams) the
 # demuxer derives them, which fails with reordered frames.
 _TIMED = frozenset({"mp4", "matroska", "mpegts", "flv", "gif", "nut", "asf", "ogg", "ivf", "mxf"})
+NO_TIME = -(1 << 63)
+KEY, OWN, DROPPABLE = 1, 2, 4
 _FIELD_CODED = (2, 3, 4, 5)  # AVFieldOrder: anything but unknown and progressive
 _PROBE_FRAMES = 8
 _GRID_TOLERANCE = 1e-3  # of the length of a frame
@@ -40,7 +53,7 @@ Opened: TypeAlias = "tuple[InputContainer, VideoStream]"
 
 @dataclass(slots=True)
 class FrameIndex:
-    """Frames of one stream in presentation order, and where decoding can start.
+    """Frames of one stream in presentation order, its packets in file order, and where decoding can start.
 
     Attributes
     ----------
@@ -50,11 +63,18 @@ class FrameIndex:
         Presentation time of each frame, strictly increasing.
     end : int
         When the last frame ends, in units of pts.
+    frame_packet : array of int32
+        Number in the file of the packet that holds each frame; empty if ``counted`` or not ``exact``.
+    packet_pts : array of int64
+        Of each packet that has content; NO_TIME where it has none.
+    packet_flags : array of uint8
+        Sums of KEY (decoding can start here), OWN (holds the frame with its pts), DROPPABLE (no other packet
+        needs it).
+    packet_size : array of uint32
+        Bytes.
     sync_pts, sync_dts, sync_order, sync_frame : array of int64
         Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its
         number in the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
-    packet_pts, packet_order : array of int64
-        The pts of the packets that have one, ascending, and their numbers in the file.
     counted : bool
         True if frames carry no usable pts: then a frame is known only by its number from the file's start.
     exact : bool
@@ -66,15 +86,18 @@ class FrameIndex:
     time_base: Fraction
     pts: array[int]
     end: int
+    frame_packet: array[int] = field(default_factory=lambda: array("i"))
+    packet_pts: array[int] = field(default_factory=lambda: array("q"))
+    packet_flags: array[int] = field(default_factory=lambda: array("B"))
+    packet_size: array[int] = field(default_factory=lambda: array("I"))
     sync_pts: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_dts: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_order: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_frame: array[int] = field(default_factory=lambda: array("q", [0]))
-    packet_pts: array[int] = field(default_factory=lambda: array("q"))
-    packet_order: array[int] = field(default_factory=lambda: array("q"))
     counted: bool = False
     exact: bool = True
     damage: str | None = None
+    _by_pts: tuple[array[int], array[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -137,8 +160,22 @@ class FrameIndex:
         """Number in the file of the packet with ``pts``; None if there is none."""
         if pts is None:
             return None
-        i = bisect_left(self.packet_pts, pts)
-        return self.packet_order[i] if i < len(self.packet_pts) and self.packet_pts[i] == pts else None
+        frame = bisect_left(self.pts, pts)
+        if self.frame_packet and frame < len(self.pts) and self.pts[frame] == pts:
+            return self.frame_packet[frame]
+        if self._by_pts is None:  # packets that are not shown: seldom asked for
+            order = sorted((t, i) for i, t in enumerate(self.packet_pts) if t != NO_TIME)
+            self._by_pts = array("q", (t for t, _ in order)), array("q", (i for _, i in order))
+        times, numbers = self._by_pts
+        i = bisect_left(times, pts)
+        return numbers[i] if i < len(times) and times[i] == pts else None
+
+    def last_packet_of(self, frame: int) -> int:
+        """Number of the last packet of ``frame``: a second field, or what is hidden, may follow its own."""
+        number, flags = self.frame_packet[frame] + 1, self.packet_flags
+        while number < len(flags) and not flags[number] & (OWN | KEY):
+            number += 1
+        return number - 1
 
 
 def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -194,33 +231,40 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     container, stream = opened
     # Read now: the stream is gone once the source is opened anew.
     number, rate, tb = stream.index, _rate(stream), stream.time_base or Fraction(1, 90000)
-    timed = not _TIMED.isdisjoint(container.format.name.split(","))
+    formats = container.format.name.split(",")
+    timed = not _TIMED.isdisjoint(formats)
+    codec = stream.codec_context
+    fields = codec.field_order in _FIELD_CODED
+    vp8 = codec.name == "vp8"
+    droppable = _core.PacketParser(codec.codec.canonical_name, codec.extradata or b"").droppable
     damage, incomplete = None, False
-    vp8 = stream.codec_context.name == "vp8"
-    pts: list[int | None] = []
-    dts: list[int | None] = []
+    pts, dts, duration = array("q"), array("q"), array("q")
+    flags, sizes = array("B"), array("I")
     keys: list[int] = []
     hidden: set[int] = set()
-    duration: dict[int | None, int] = {}
     packets = container.demux(stream)
     try:
         for packet in packets:
-            if not packet.size:
+            size = packet.size
+            if not size:
                 continue
-            time = packet.pts
-            if packet.is_keyframe:
-                keys.append(len(pts))
             # A discarded packet lies outside the edit list; a VP8 packet may hold a frame that is only
             # referred to.
             if packet.is_discard or (vp8 and not memoryview(packet)[0] & 0x10):
                 hidden.add(len(pts))
-            duration[time] = packet.duration or 0
-            pts.append(time)
-            dts.append(packet.dts)
+            flag = DROPPABLE if not fields and droppable(packet.buffer_ptr, size) else 0
+            if packet.is_keyframe:
+                keys.append(len(pts))
+                flag |= KEY
+            time, decode_time = packet.pts, packet.dts
+            pts.append(NO_TIME if time is None else time)
+            dts.append(NO_TIME if decode_time is None else decode_time)
+            duration.append(packet.duration or 0)
+            flags.append(flag)
+            sizes.append(size)
             incomplete = packet.is_corrupt
     except av.FFmpegError as error:
         damage = error.strerror
-    formats = container.format.name.split(",")
     samples = len(stream.index_entries) if "mp4" in formats else stream.frames if "avi" in formats else 0
     if damage is None and len(pts) < samples:
         damage = f"{samples - len(pts)} of {samples} samples lie beyond its end"
@@ -230,57 +274,62 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
         reason = f" ({damage})" if damage else ""
         raise DecodeError(f"{name}: stream {number} holds no video frames{reason}")
 
-    shown = _shown_by_packets(opened, reopen, pts, keys, hidden, timed)
-    decoded = None
-    if shown is None:
+    numbers = _shown_by_packets(opened, reopen, pts, keys, hidden, timed)
+    decoded: list[tuple[int | None, int]] | None = None
+    if numbers is None:
         decoded = [(frame.pts, frame.duration or 0) for frame in decode_all(*reopen())]
         if not decoded:
             raise DecodeError(f"{name}: stream {number}: none of its packets decodes to a frame")
-        shown = [t for t, _ in decoded if t is not None]
-        duration = dict(decoded)
-    if decoded and (len(set(shown)) != len(decoded) or not timed):
-        # times missing or derived from the packets before: only the order of the frames can be relied on
-        shown = sorted(set(shown))
-        if len(shown) != len(decoded):
-            tb, shown, duration = 1 / rate, list(range(len(decoded))), {}
-        return FrameIndex(tb, array("q", shown), _end(shown, duration, rate, tb), counted=True, damage=damage)
+        shown = sorted({t for t, _ in decoded if t is not None})
+        # with times missing or derived from the packets before, only the order of the frames can be relied on
+        if len(shown) != len(decoded) or not timed:
+            if len(shown) != len(decoded):
+                tb, shown, decoded = 1 / rate, list(range(len(decoded))), []
+            last = dict(decoded).get(shown[-1], 0)
+            return FrameIndex(tb, array("q", shown), _end(shown, last, rate, tb), counted=True, damage=damage)
+        last = dict(decoded)[shown[-1]]
+        by_pts = {t: i for i, t in enumerate(pts)}
+        numbers = [by_pts.get(t, -1) for t in shown]
+    else:
+        shown = [pts[i] for i in numbers]
+        last = duration[numbers[-1]]
 
-    shown.sort()
-    index = FrameIndex(tb, array("q", shown), _end(shown, duration, rate, tb), damage=damage)
-    order = sorted((t, i) for i, t in enumerate(pts) if t is not None)
-    index.packet_pts = array("q", (t for t, _ in order))
-    index.packet_order = array("q", (i for _, i in order))
-    _set_sync_points(index, pts, dts, keys)
+    index = FrameIndex(tb, array("q", shown), _end(shown, last, rate, tb), damage=damage)
+    if -1 not in numbers:
+        for i in numbers:
+            flags[i] |= OWN
+        index.frame_packet = array("i", numbers)
+    index.packet_pts, index.packet_flags, index.packet_size = pts, flags, sizes
+    _set_sync_points(index, dts, keys)
     return index
 
 
 def _shown_by_packets(
     opened: Opened,
     reopen: Callable[[], Opened],
-    pts: list[int | None],
+    pts: array[int],
     keys: list[int],
     hidden: set[int],
     timed: bool,
 ) -> list[int] | None:
-    """The pts of the frames that appear; None if the packets do not tell."""
+    """The packets whose frames appear, in the order of their pts; None if the packets do not tell."""
     container, stream = opened
-    known = [t for t in pts if t is not None]
-    if len(set(known)) != len(pts) or len(hidden) == len(pts):
+    if len(set(pts)) != len(pts) or NO_TIME in pts or len(hidden) == len(pts):
         return None
     # Without reordering, the times that AVI's demuxer counts from the start are right as well.
     avi = container.format.name == "avi" and not stream.codec_context.has_b_frames
     if not timed and not avi:
         return None
-    shown = sorted(t for i, t in enumerate(known) if i not in hidden)
+    shown = sorted((i for i in range(len(pts)) if i not in hidden), key=pts.__getitem__)
     fields = stream.codec_context.field_order in _FIELD_CODED
     if fields:  # two packets may share one frame
-        until = shown[min(_PROBE_FRAMES, len(shown) - 1)]
-    elif keys and (keys[0] or min(known) < known[keys[0]]):
+        until = pts[shown[min(_PROBE_FRAMES, len(shown) - 1)]]
+    elif keys and (keys[0] or min(pts) < pts[keys[0]]):
         # Packets before the first key frame, and pictures that lead it, may lack their references.
-        until = known[keys[0]]
+        until = pts[keys[0]]
     else:
         return shown
-    head = {t for t in shown if t <= until}
+    head = {pts[i] for i in shown if pts[i] <= until}
     got = set()
     for frame in decode_all(*reopen()):
         if frame.pts is None or (frame.pts not in head and frame.pts <= until):
@@ -290,17 +339,16 @@ def _shown_by_packets(
             break
     if fields and not head <= got:
         return None
-    return [t for t in shown if t > until or t in got]
+    return [i for i in shown if pts[i] > until or pts[i] in got]
 
 
-def _set_sync_points(
-    index: FrameIndex, pts: list[int | None], dts: list[int | None], keys: list[int]
-) -> None:
-    index.sync_pts[0] = next(t for t in pts if t is not None)
-    index.sync_dts[0] = next((t for t in dts if t is not None), index.sync_pts[0])
+def _set_sync_points(index: FrameIndex, dts: array[int], keys: list[int]) -> None:
+    pts = index.packet_pts
+    index.sync_pts[0] = next(t for t in pts if t != NO_TIME)
+    index.sync_dts[0] = next((t for t in dts if t != NO_TIME), index.sync_pts[0])
     for k in keys:
         time, decode_time = pts[k], dts[k]
-        if k == 0 or time is None:
+        if k == 0 or time == NO_TIME:
             continue  # entry 0 is the file's start
         frame = bisect_left(index.pts, time)
         if frame == 0 and k == keys[0]:
@@ -309,15 +357,15 @@ def _set_sync_points(
         if frame <= index.sync_frame[-1] or frame >= len(index.pts):
             continue  # nothing is shown between two sync points: the earlier one serves
         index.sync_pts.append(time)
-        index.sync_dts.append(time if decode_time is None else decode_time)
+        index.sync_dts.append(time if decode_time == NO_TIME else decode_time)
         index.sync_order.append(k)
         index.sync_frame.append(frame)
 
 
-def _end(shown: list[int], duration: dict[int | None, int], rate: Fraction, tb: Fraction) -> int:
+def _end(shown: Sequence[int], last: int, rate: Fraction, tb: Fraction) -> int:
     """When the last frame ends: by its duration, else by the step before it, else by the rate."""
     step = shown[-1] - shown[-2] if len(shown) > 1 else max(1, round(1 / (rate * tb)))
-    return shown[-1] + (duration.get(shown[-1]) or step)
+    return shown[-1] + (last or step)
 
 
 def approximate_index(container: InputContainer, stream: VideoStream, name: str) -> FrameIndex:

@@ -7,14 +7,18 @@ import contextlib
 import ctypes
 import os
 import weakref
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcore.errors import DecodeError, UnsupportedError
 
-from .index import FrameIndex, Opened, approximate_index, build_index, is_empty
+from .control import Control
+from .index import DROPPABLE, FrameIndex, Opened, approximate_index, build_index, is_empty
+from .index import NO_TIME as _NO_TIME
+from .index_cache import IndexCache
+from .plan import SEEK_COST, Piece, make_pieces
 from .source import Source
 
 if TYPE_CHECKING:
@@ -25,14 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameReader"]
 
-# A seek costs about as much as decoding this many frames: skipping fewer is cheaper by decoding on.
-_SEEK_COST = 3
 # Key frames before the nearest one from which a frame is tried again when it does not come out whole.
 _STEPS_BACK = (0, 1, 3)
-# Below this size frame threads gain nothing: a frame is decoded faster than it is handed over.
-_THREADED_PIXELS = 640 * 360
+# Up to this many packets are read on to a key frame rather than sought: a seek costs as much.
+_READ_ON = 24
+_NO_END = 1 << 62
 # Without an index, this many frames are decoded on before a seek is tried.
 _BLIND_GAP = 32
+
+_EVERYTHING = Piece(0, 0, _NO_END, (), None)
 
 _open_readers: weakref.WeakSet[FrameReader] = weakref.WeakSet()
 
@@ -42,6 +47,26 @@ def _close_all() -> None:
     """Stop codecs' threads in order: freed while they run, by the interpreter's end, they have crashed."""
     for reader in list(_open_readers):
         reader.close()
+
+
+class _Packets:
+    """A file's packets, of which the last may be put back."""
+
+    def __init__(self, packets: Iterator[Packet[VideoStream]]) -> None:
+        self._packets = packets
+        self._first: Packet[VideoStream] | None = None
+
+    def __iter__(self) -> _Packets:
+        return self
+
+    def __next__(self) -> Packet[VideoStream]:
+        if self._first is not None:
+            packet, self._first = self._first, None
+            return packet
+        return next(self._packets)
+
+    def push_back(self, packet: Packet[VideoStream]) -> None:
+        self._first = packet
 
 
 class FrameReader:
@@ -59,6 +84,8 @@ class FrameReader:
         For the codec.
     exact : bool
         Build the exact index now; otherwise compute one from the header.
+    cache : IndexCache, optional
+        Where the exact index is kept between runs.
 
     Raises
     ------
@@ -66,22 +93,43 @@ class FrameReader:
         If the source has no such stream, or it cannot be decoded.
     """
 
-    def __init__(self, source: Source, stream_index: int | None, num_threads: int, exact: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        stream_index: int | None,
+        num_threads: int,
+        exact: bool,
+        cache: IndexCache | None = None,
+    ) -> None:
         self.source = source
         self.num_threads = num_threads
         self._requested_stream = stream_index
-        self._forget()
-        opened = self._open()
-        self.stream_index = opened[1].index
-        self.codec_name: str = opened[1].codec_context.codec.canonical_name
-        if exact:
-            self.index: FrameIndex = build_index(opened, self._open, source.name)
-            self._check_length()
-        else:
-            self.index = approximate_index(*opened, source.name)
         self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
         # packet numbers [first, end) that lack a reference, and why
         self._broken: list[tuple[int, int, str]] = []
+        self._forget()
+        opened = self._open()
+        self.stream_index = opened[1].index
+        codec = opened[1].codec_context
+        self.codec_name: str = codec.codec.canonical_name
+        self.pixels: int = codec.width * codec.height
+        if not exact:
+            self.index: FrameIndex = approximate_index(*opened, source.name)
+            return
+        found = None if cache is None else cache.load(self.stream_index)
+        if found is not None:
+            self.index = found
+            return
+        self.index = build_index(opened, self._open, source.name)
+        self._check_length()
+        if cache is not None:
+            cache.save(self.stream_index, self.index)
+
+    def twin(self, num_threads: int) -> FrameReader:
+        """Another decoder of the same stream; it opens the source at its first read."""
+        other = FrameReader.__new__(FrameReader)
+        other.__setstate__({**self.__getstate__(), "num_threads": num_threads})
+        return other
 
     def _check_length(self) -> None:
         container, _ = self.opened()
@@ -98,11 +146,19 @@ class FrameReader:
     def _forget(self) -> None:
         self.container: InputContainer | None = None
         self.stream: VideoStream | None = None
+        self._packets: _Packets | None = None  # what the file gives next
+        self._order = 0  # number of the next packet
         self._frames: Iterator[VideoFrame] | None = None  # what the decoder gives next
         self._next = 0  # no frame before this one is still to come
+        self._last: int | None = None  # what was read last
+        self._gap = _NO_TIME  # the latest time of a frame that was dropped
+        self._ended = False  # whether the decoder was told that nothing follows
+        self._piece = _EVERYTHING
+        self._goes_on = True  # whether packets after the piece's last one are decoded
         self._error: str | None = None
         self._damage: list[tuple[int, int]] = []  # packet numbers: [damaged, next that needs none before)
         self._pid = os.getpid()
+        self._control: Control | None = None
 
     # --- opening and closing
 
@@ -122,9 +178,8 @@ class FrameReader:
                 with contextlib.suppress(AttributeError):
                     other.discard = discard.all  # the demuxer then need not read them
         codec = stream.codec_context
-        threads = self.num_threads if codec.width * codec.height >= _THREADED_PIXELS else 1
-        codec.thread_count = threads
-        codec.thread_type = "FRAME" if threads > 1 else "NONE"
+        codec.thread_count = self.num_threads
+        codec.thread_type = "FRAME" if self.num_threads > 1 else "NONE"
         self.container, self.stream = container, stream
         _open_readers.add(self)
         return container, stream
@@ -158,7 +213,7 @@ class FrameReader:
         if self._pid != os.getpid():
             # Freeing a codec waits for its threads, which a fork leaves behind: leak what the parent still
             # owns.
-            for held in (self.container, self.stream, self._frames):
+            for held in (self.container, self.stream, self._packets, self._frames):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
         elif self.container is not None and self.stream is not None:
             if self._frames is not None:
@@ -174,7 +229,7 @@ class FrameReader:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("container", "stream", "_frames"):
+        for name in ("container", "stream", "_packets", "_frames"):
             state[name] = None
         return state
 
@@ -192,57 +247,118 @@ class FrameReader:
 
     # --- reading
 
-    def read(self, targets: Iterable[int]) -> Iterator[tuple[int, VideoFrame]]:
+    def read(
+        self, targets: Sequence[int], control: Control | None = None
+    ) -> Iterator[tuple[int, VideoFrame | DecodeError]]:
         """Decode frames.
 
         Parameters
         ----------
-        targets : iterable of int
+        targets : sequence of int
             Frame numbers in [0, len(index)), strictly ascending.
+        control : Control, optional
+            Asked before every packet.
 
         Yields
         ------
-        (int, VideoFrame)
-            Number and frame, in the same order. Nothing is decoded beyond the last one that is asked for.
+        (int, VideoFrame or DecodeError)
+            Number and frame, in the same order, or why there is none; reading on works. Nothing is decoded
+            beyond the last one that is asked for.
 
         Raises
         ------
-        DecodeError
-            For a frame that cannot be decoded; reading others afterwards works.
+        DecodeTimeoutError, Cancelled
+            By ``control``; the next read starts anew.
         """
+        if not targets:
+            return
         if self._pid != os.getpid():
             self.close()
+        self._control = control
+        found: Iterator[tuple[int, VideoFrame | DecodeError]]
         if self.index.counted:
-            find = self._count_to
+            found = self._read_singly(targets, self._count_to)
+        elif not self.index.exact:
+            found = self._read_singly(targets, self._find_blindly)
         else:
-            find = self._find if self.index.exact else self._find_blindly
+            found = self._read_pieces(targets)
+        whole = False
+        try:
+            yield from found
+            whole = True
+        except GeneratorExit:  # between two frames, when all is in order
+            whole = True
+            raise
+        finally:
+            self._control = None
+            if not whole:
+                self.close()  # interrupted, or the source failed: nothing of it can be relied on
+
+    def _read_singly(
+        self, targets: Sequence[int], find: Callable[[int], VideoFrame]
+    ) -> Iterator[tuple[int, VideoFrame | DecodeError]]:
         for target in targets:
             try:
-                frame = find(target)
-            except BaseException:
-                if target in self._lost:
-                    self._frames = None  # its position is unknown: the next read seeks
-                else:
-                    self.close()  # interrupted, or the source failed: nothing of it can be relied on
-                raise
+                frame: VideoFrame | DecodeError = find(target)
+            except DecodeError as error:
+                if target not in self._lost:
+                    raise
+                self._frames = None  # its position is unknown: the next read seeks
+                frame = error
             yield target, frame
 
-    def _find(self, target: int) -> VideoFrame:
+    def _read_pieces(self, targets: Sequence[int]) -> Iterator[tuple[int, VideoFrame | DecodeError]]:
+        pieces = make_pieces(self.index, targets)
+        piece: Piece | None = next(pieces)
+        # Who reads on in the same group will do so again: then the decoder is not brought to an end, which
+        # makes its last frames come out at once but would have the next read start from the key frame.
+        before = self._last
+        assert piece is not None
+        reads_on = before is not None and piece.targets[0] > before >= self.index.sync_frame[piece.sync]
+        reads_on = reads_on or before == targets[0] - 1
+        while piece is not None:
+            following = next(pieces, None)
+            goes_on = reads_on if following is None else following.start <= piece.stop + SEEK_COST
+            self._piece, self._goes_on = piece, goes_on
+            if not self._reaches(piece):
+                self._start(piece.sync)
+            for target in piece.targets:
+                frame = self._find(target, piece)
+                self._last = target
+                yield target, frame
+            piece = following
+
+    def reaches(self, targets: Sequence[int]) -> bool:
+        """Whether the decoder gives ``targets`` by decoding on from where it is."""
+        if self._pid != os.getpid() or self._frames is None:
+            return False
+        if self.index.exact and not self.index.counted:
+            return self._reaches(next(make_pieces(self.index, targets)))
+        return targets[0] >= self._next
+
+    def _reaches(self, piece: Piece) -> bool:
+        first = piece.targets[0]
+        return (
+            self._frames is not None
+            and first >= self._next
+            and piece.start <= self._order + SEEK_COST
+            and self.index.pts[first] > self._gap
+            and not (self._ended and self._order <= piece.stop < _NO_END)
+        )
+
+    def _find(self, target: int, piece: Piece) -> VideoFrame | DecodeError:
         index = self.index
         want = index.pts[target]
-        if self._lost:
-            self._check_known_loss(target)
-        sync = None
-        if self._frames is None or target != self._next:
-            sync = index.sync_for(target)
-            ahead = index.sync_frame[sync] - self._next
-            if self._frames is None or target < self._next or ahead > _SEEK_COST:
-                self._start(sync)
+        if self._lost and self._is_known_lost(target):
+            return self._lost_frame(target)
+        if self._frames is None:
+            self._start(piece.sync)
         frame = self._decode_to(want)
         if frame is None:
             # Pictures that lead an open group's key frame, and gradual refreshes, need an earlier start.
-            sync = index.sync_for(target) if sync is None else sync
-            for start in dict.fromkeys(max(sync - back, 0) for back in _STEPS_BACK):
+            planned = self._piece, self._goes_on
+            self._piece, self._goes_on = _EVERYTHING, True
+            for start in dict.fromkeys(max(piece.sync - back, 0) for back in _STEPS_BACK):
                 self._start(start)
                 frame = self._decode_to(want)
                 if frame is not None:
@@ -251,18 +367,19 @@ class FrameReader:
                 reason = self._error or "no frame comes out of the decoder for its time"
                 self._broken += [(first, whole, reason) for first, whole in self._damage]
                 self._lost[target] = reason
-                raise self._lost_frame(target)
+                self._frames = None  # its position is unknown: the next read seeks
+                self._piece, self._goes_on = planned
+                return self._lost_frame(target)
         self._next = target + 1
         return frame
 
-    def _check_known_loss(self, target: int) -> None:
-        """Raise for a frame that is known to be lost, without trying it again from earlier key frames."""
+    def _is_known_lost(self, target: int) -> bool:
+        """Whether a frame is known to be lost, without trying it again from earlier key frames."""
         number = self.index.packet_number(self.index.pts[target])
         for first, whole, reason in self._broken:
             if number is not None and first <= number < whole:
-                self._lost[target] = reason
-        if target in self._lost:
-            raise self._lost_frame(target)
+                self._lost.setdefault(target, reason)
+        return target in self._lost
 
     def _decode_to(self, want: int) -> VideoFrame | None:
         """Decode on to the frame with pts ``want``; None if it does not come, or comes damaged."""
@@ -291,11 +408,25 @@ class FrameReader:
 
     def _start(self, sync: int) -> None:
         """Make the decoder start at sync point ``sync``."""
-        self._frames, self._damage, self._error = None, [], None
-        self._frames = self._decode(self._packets_from(sync))
-        self._next = self.index.sync_frame[sync]
+        import av
 
-    def _packets_from(self, sync: int) -> Iterator[Packet[VideoStream]]:
+        self._frames, self._damage, self._error = None, [], None
+        self._gap, self._ended = _NO_TIME, False
+        order = self.index.sync_order[sync]
+        packets, stream = self._packets, self.stream
+        self._packets = None
+        ready = False
+        if packets is not None and stream is not None and 0 <= order - self._order <= _READ_ON:
+            stream.codec_context.flush_buffers()
+            with contextlib.suppress(av.FFmpegError):
+                ready = self._skip_to(order, packets)
+        self._packets = packets if ready else self._packets_from(sync)
+        assert self._packets is not None
+        self._order = order
+        self._next = self.index.sync_frame[sync]
+        self._frames = self._decode_planned(self._packets)
+
+    def _packets_from(self, sync: int) -> _Packets:
         import av
 
         index, order = self.index, self.index.sync_order[sync]
@@ -307,25 +438,90 @@ class FrameReader:
             for time in dict.fromkeys(times):
                 try:
                     self.container.seek(time, stream=self.stream)
-                    found = self._skip_to(order)
+                    packets = _Packets(self.container.demux(self.stream))
+                    if self._skip_to(order, packets):
+                        return packets
                 except av.FFmpegError:
                     continue
-                if found is not None:
-                    return found
         container, stream = self._open()
-        return self._skip_to(order) or container.demux(stream)
+        packets = _Packets(container.demux(stream))
+        if order and not self._skip_to(order, packets):
+            container, stream = self._open()
+            return _Packets(container.demux(stream))
+        return packets
 
-    def _skip_to(self, order: int) -> Iterator[Packet[VideoStream]] | None:
-        """Packets from number ``order`` on, if it is still to come."""
-        assert self.container is not None
-        packets = self.container.demux(self.stream)
+    def _skip_to(self, order: int, packets: _Packets) -> bool:
+        """Advance to packet number ``order``, if it is still to come."""
+        index = self.index
+        want = index.packet_pts[order]
         for packet in packets:
-            number = self.index.packet_number(packet.pts)
-            if number == order:
-                return chain((packet,), packets)  # type: ignore[arg-type]
+            pts = packet.pts
+            if pts == want:
+                packets.push_back(packet)
+                return True
+            number = index.packet_number(pts)
             if number is not None and number > order:
                 break
-        return None
+        return False
+
+    def _decode_planned(self, packets: _Packets) -> Iterator[VideoFrame]:
+        """Frames of ``packets``, without those that the piece does not need.
+
+        Packets that do not decode are noted in ``_error`` and ``_damage``.
+        """
+        import av
+
+        assert self.stream is not None
+        index, decode = self.index, self.stream.codec_context.decode
+        times, flags = index.packet_pts, index.packet_flags
+        while True:
+            if self._control is not None:
+                self._control.check()
+            number = self._order
+            if number > self._piece.stop and not self._goes_on:
+                self._ended = True
+                with contextlib.suppress(av.FFmpegError):
+                    yield from decode(None)
+                return
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                self._error = error.strerror
+                self._packets, self._ended = None, True
+                with contextlib.suppress(av.FFmpegError):
+                    yield from decode(None)  # the file breaks off here: give out what the decoder still holds
+                return
+            if packet is None:
+                self._packets, self._ended = None, True
+                return
+            if packet.size:
+                pts = packet.pts
+                if number >= len(times) or times[number] != (_NO_TIME if pts is None else pts):
+                    found = index.packet_number(pts)
+                    number = number if found is None else found
+                self._order = number + 1
+                if self._is_superfluous(number, flags):
+                    self._gap = max(self._gap, times[number])
+                    continue
+            elif is_empty(packet):
+                continue
+            else:
+                self._ended = True
+            try:
+                frames = decode(packet)
+            except av.FFmpegError as error:
+                self._note_damage(number, error)
+                continue
+            yield from frames
+
+    def _is_superfluous(self, number: int, flags: array[int]) -> bool:
+        piece = self._piece
+        if piece.wanted is None or not piece.start <= number <= piece.stop or number in piece.wanted:
+            return False
+        # A frame after the last target is kept for the reads that follow.
+        return bool(flags[number] & DROPPABLE) and (
+            not self._goes_on or self.index.packet_pts[number] < self.index.pts[piece.targets[-1]]
+        )
 
     def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
         """Frames of ``packets``; packets that do not decode are noted in ``_error`` and ``_damage``."""
@@ -334,6 +530,8 @@ class FrameReader:
         assert self.stream is not None
         decode = self.stream.codec_context.decode
         while True:
+            if self._control is not None:
+                self._control.check()
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
@@ -348,17 +546,19 @@ class FrameReader:
             try:
                 frames = decode(packet)
             except av.FFmpegError as error:
-                self._note_damage(packet, error)
+                self._error = error.strerror
                 continue
             yield from frames
 
-    def _note_damage(self, packet: Packet[VideoStream], error: Any) -> None:
+    def _note_damage(self, number: int, error: Any) -> None:
         self._error = error.strerror
-        number = self.index.packet_number(packet.pts)
-        if number is not None:
-            whole = bisect_right(self.index.sync_order, number)
-            orders = self.index.sync_order
-            self._damage.append((number, orders[whole] if whole < len(orders) else 1 << 62))
+        index = self.index
+        if number < len(index.packet_flags) and index.packet_flags[number] & DROPPABLE:
+            self._damage.append((number, number + 1))  # no other frame needs it
+            return
+        orders = index.sync_order
+        whole = bisect_right(orders, number)
+        self._damage.append((number, orders[whole] if whole < len(orders) else _NO_END))
 
     def _count_to(self, target: int) -> VideoFrame:
         """Find a frame where pts say nothing: count from the beginning."""

@@ -122,6 +122,16 @@ class Source:
         else:
             raise DecodeError(f"{path}: no such file")
 
+    @property
+    def local_path(self) -> str | None:
+        """The path of a local file; None for anything else."""
+        return None if self._path is None or not os.path.exists(self._path) else self._path
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether several threads may read it at once, each from a container of its own."""
+        return self._object is None or isinstance(self._object, bytes)
+
     def open(self) -> InputContainer:
         """Open the source from its beginning.
 

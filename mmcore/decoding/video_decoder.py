@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -17,14 +19,26 @@ from mmcore.errors import DecodeError, UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.planes import check_device, prepare_out
 
+from .decoder_team import DecoderTeam
 from .frame import Frame, FrameBatch, FrameTimes
 from .index import FrameIndex
+from .index_cache import index_cache
 from .metadata import VideoStreamMetadata, clockwise_rotation, read_metadata
+from .plan import DecodePlan, summarize
 from .reader import FrameReader
 from .source import Source, passing_interrupts
 
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+    from mmcore.ops.frame_batch_builder import FrameBatchBuilder
+
 __all__ = ["VideoDecoder"]
 
+# Frames that wait to be looked at while iterating.
+_AHEAD_BYTES = 256 << 20
+# Frames that are tried in vain before it is taken that nothing around a lost frame can be decoded.
+_NEAREST_TRIES = 32
 _UINT8 = FrameTransform(dtype=torch.uint8)
 
 
@@ -39,18 +53,26 @@ class VideoDecoder:
     stream_index : int, optional
         Number of the stream in the file; by default the video stream that FFmpeg thinks best.
     num_threads : int, optional
-        Threads for the codec, by default ``mmcore.get_num_threads()``. Small frames are decoded by one in any
-        case.
+        Threads to decode with, by default ``mmcore.get_num_threads()``: several groups of pictures at a time,
+        or several frames of one group, whichever is expected to take less time.
     device : str or torch.device
         Only "cpu".
     seek_mode : {"exact", "approximate"}
         "exact" reads the file's packets once, without decoding them, and then knows every frame's time. With
         "approximate" nothing is read beforehand: the number of frames and their times are computed from the
-        header, which is right for an unedited file with a constant frame rate.
+        header, which is right for an unedited file with a constant frame rate. It also gives up the planning
+        of what to decode, and decoding groups of pictures at a time.
     transform : FrameTransform, optional
         What to make of each frame; by default uint8 RGB of full size, NCHW.
-    on_error : {"raise"}
-        A frame that cannot be decoded whole raises :class:`mmcore.DecodeError`; the others stay readable.
+    on_error : {"raise", "skip", "nearest"}
+        What becomes of a frame that cannot be decoded whole; the others stay readable. "raise" raises
+        :class:`mmcore.DecodeError`. "skip" leaves it out when iterating, and leaves its place in a batch 0.
+        "nearest" puts the frame in its place that is nearest in time and can be decoded. ``valid`` of the
+        batch tells which frames are meant.
+    index : str or os.PathLike, optional
+        Where the table of packets that "exact" needs is kept for the next time that the file is opened, by
+        whatever process: "beside" the file, or in the folder of this name. One that does not fit the file's
+        size and time of change is made anew. Only for local files; other sources are read each time.
     network : bool
         Allow URLs, FFmpeg's other protocols, and playlists, which name further files. Off by default, so that
         a name or a file from elsewhere cannot make this process open others.
@@ -93,18 +115,14 @@ class VideoDecoder:
         seek_mode: str = "exact",
         transform: FrameTransform | None = None,
         on_error: str = "raise",
+        index: str | os.PathLike[str] | None = None,
         network: bool = False,
     ) -> None:
         check_device(device)
         if seek_mode not in ("exact", "approximate"):
             raise ValueError(f"seek_mode: expected 'exact' or 'approximate', got {seek_mode!r}")
-        if on_error in ("skip", "nearest"):
-            raise UnsupportedError(
-                f"on_error: {on_error!r} is not available; use 'raise' and catch mmcore.DecodeError of single"
-                " frames"
-            )
-        if on_error != "raise":
-            raise ValueError(f"on_error: expected 'raise', got {on_error!r}")
+        if on_error not in ("raise", "skip", "nearest"):
+            raise ValueError(f"on_error: expected 'raise', 'skip' or 'nearest', got {on_error!r}")
         if transform is not None and not isinstance(transform, FrameTransform):
             raise TypeError(f"transform: expected a FrameTransform, got {type(transform).__name__}")
         if stream_index is not None:
@@ -117,13 +135,17 @@ class VideoDecoder:
         if num_threads < 1:
             raise ValueError(f"num_threads: expected 1 or more, got {num_threads}")
         self._transform = transform or _UINT8
+        self._on_error = on_error
         self._metadata: VideoStreamMetadata | None = None
         self._closed = False
         self._reset_lock()
         source = Source(source, network=network)
         self._name = source.name
+        exact = seek_mode == "exact"
+        cache = index_cache(source, index) if exact else None
         with passing_interrupts():
-            self._reader = FrameReader(source, stream_index, num_threads, exact=seek_mode == "exact")
+            self._reader = FrameReader(source, stream_index, 1, exact, cache)
+        self._team = DecoderTeam(self._reader, num_threads)
 
     # --- the stream
 
@@ -131,11 +153,10 @@ class VideoDecoder:
     def metadata(self) -> VideoStreamMetadata:
         """The stream's properties. The first access decodes one frame, which alone knows its rotation."""
         if self._metadata is None:
-            with self._locked() as index:
-                first = None
-                with contextlib.suppress(DecodeError):
-                    first = next(self._reader.read((0,)))[1]
-                self._metadata = read_metadata(*self._reader.opened(), index, first)
+            with self._locked() as index, self._team.lend((0,)) as reader:
+                found = next(reader.read((0,)))[1]
+                first = None if isinstance(found, DecodeError) else found
+                self._metadata = read_metadata(*reader.opened(), index, first)
         return self._metadata
 
     @property
@@ -185,23 +206,52 @@ class VideoDecoder:
                 numbers = range(*key.indices(len(self)))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"key: {key}: {error}") from None
-            return self._batch(numbers, None).data
-        return self._frame(self._number("key", key), None).data
+            return self._batch(numbers, None, None).data
+        return self._frame(self._number("key", key), None, None).data
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Frames one by one, in order, as ``decoder[i]`` gives them.
+        """Frames one by one, in order, as ``decoder[i]`` gives them, decoded ahead by the threads.
 
         Raises
         ------
         DecodeError
-            For a frame that cannot be decoded, and at the end if the file breaks off before its last frame.
+            For a frame that cannot be decoded, and at the end if the file breaks off before its last frame,
+            both only with ``on_error="raise"``.
         """
-        for i in range(len(self)):
-            yield self._frame(i, None).data
-        if self._index.damage is not None:
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Tensor]:
+        lost = 0  # frames before the first one that can be decoded
+        last: Tensor | None = None
+        with contextlib.closing(
+            self._run(range(len(self)), self._convert_single, capacity=self._ahead())
+        ) as run:
+            for _, found in run:
+                if not isinstance(found, DecodeError):
+                    yield from itertools.repeat(found, lost)
+                    lost, last = 0, found
+                    yield found
+                elif self._on_error == "raise":
+                    raise found
+                elif self._on_error == "nearest" and last is not None:
+                    yield last
+                elif self._on_error == "nearest":
+                    lost += 1
+        if self._on_error == "raise" and self._index.damage is not None:
             raise DecodeError(self._broken_off())
 
-    def get_frame_at(self, index: int, *, out: Tensor | None = None) -> Frame:
+    def _convert_single(self, target: int, frame: VideoFrame) -> Tensor:
+        builder = self._builder(1, frame, None)
+        self._put(builder, 0, target, frame)
+        return self._without_batch(builder.finish())
+
+    def _ahead(self) -> int:
+        """How many frames may be decoded ahead of the one that is looked at."""
+        codec = self._reader.opened()[1].codec_context
+        shape = self._transform.output_shape(1, codec.height, codec.width)
+        return max(8, _AHEAD_BYTES // max(1, math.prod(shape) * self._transform.dtype.itemsize))
+
+    def get_frame_at(self, index: int, *, out: Tensor | None = None, timeout: float | None = None) -> Frame:
         """One frame by its number; negative numbers count from the end.
 
         Parameters
@@ -209,14 +259,22 @@ class VideoDecoder:
         index : int
         out : Tensor, optional
             Where to write: contiguous, of the transform's dtype and of the shape of a batch of one frame.
+        timeout : float, optional
+            Seconds after which :class:`mmcore.DecodeTimeoutError` is raised, looked at between packets.
 
         Raises
         ------
         IndexError, TypeError, DecodeError
         """
-        return self._frame(self._number("index", index), out)
+        return self._frame(self._number("index", index), out, timeout)
 
-    def get_frames_at(self, indices: Iterable[int] | Tensor, *, out: Tensor | None = None) -> FrameBatch:
+    def get_frames_at(
+        self,
+        indices: Iterable[int] | Tensor,
+        *,
+        out: Tensor | None = None,
+        timeout: float | None = None,
+    ) -> FrameBatch:
         """Frames by number, in any order, with repetitions; each is decoded once.
 
         Parameters
@@ -224,15 +282,23 @@ class VideoDecoder:
         indices : iterable of int, 1-D integer Tensor or ndarray
         out : Tensor, optional
             Where to write: contiguous, of the batch's shape and dtype.
+        timeout : float, optional
+            Seconds after which :class:`mmcore.DecodeTimeoutError` is raised, looked at between packets.
 
         Raises
         ------
         IndexError, TypeError, DecodeError
         """
-        return self._batch([self._number("indices", i) for i in _elements("indices", indices)], out)
+        return self._batch(self._numbers("indices", indices), out, timeout)
 
     def get_frames_in_range(
-        self, start: int, stop: int, step: int = 1, *, out: Tensor | None = None
+        self,
+        start: int,
+        stop: int,
+        step: int = 1,
+        *,
+        out: Tensor | None = None,
+        timeout: float | None = None,
     ) -> FrameBatch:
         """Frames ``start, start + step, ...`` before ``stop``.
 
@@ -255,11 +321,37 @@ class VideoDecoder:
                 f"start, stop: {start}:{stop} is no range of the {self._count_text()}; "
                 f"expected 0 <= start <= stop <= {count}"
             )
-        return self._batch(range(first, last, step), out)
+        return self._batch(range(first, last, step), out, timeout)
+
+    def plan(self, indices: Iterable[int] | Tensor) -> DecodePlan:
+        """What :meth:`get_frames_at` would read and decode for these frames; nothing is decoded.
+
+        Parameters
+        ----------
+        indices : iterable of int, 1-D integer Tensor or ndarray
+
+        Raises
+        ------
+        IndexError, TypeError
+        UnsupportedError
+            With ``seek_mode="approximate"``, or if the stream's packets do not tell when frames are shown:
+            then everything from a key frame, or from the file's start, is decoded.
+        """
+        index = self._index
+        if not index.frame_packet:
+            why = (
+                "its packets do not tell when its frames are shown"
+                if index.exact
+                else "it needs the packets' table; use seek_mode='exact'"
+            )
+            raise UnsupportedError(f"{self._name}: reading cannot be planned: {why}")
+        return summarize(index, sorted(set(self._numbers("indices", indices))), self._reader.pixels)
 
     # --- by time
 
-    def get_frame_played_at(self, seconds: float, *, out: Tensor | None = None) -> Frame:
+    def get_frame_played_at(
+        self, seconds: float, *, out: Tensor | None = None, timeout: float | None = None
+    ) -> Frame:
         """The frame shown at a time.
 
         Raises
@@ -268,10 +360,14 @@ class VideoDecoder:
             Unless ``metadata.begin_stream_seconds <= seconds < metadata.end_stream_seconds``.
         TypeError, DecodeError
         """
-        return self._frame(self._index.frame_played_at(self._time("seconds", seconds)), out)
+        return self._frame(self._index.frame_played_at(self._time("seconds", seconds)), out, timeout)
 
     def get_frames_played_at(
-        self, seconds: Iterable[float] | Tensor, *, out: Tensor | None = None
+        self,
+        seconds: Iterable[float] | Tensor,
+        *,
+        out: Tensor | None = None,
+        timeout: float | None = None,
     ) -> FrameBatch:
         """The frames shown at some times, in any order.
 
@@ -280,6 +376,8 @@ class VideoDecoder:
         seconds : iterable of float, 1-D Tensor or ndarray
         out : Tensor, optional
             Where to write: contiguous, of the batch's shape and dtype.
+        timeout : float, optional
+            Seconds after which :class:`mmcore.DecodeTimeoutError` is raised, looked at between packets.
 
         Raises
         ------
@@ -287,7 +385,7 @@ class VideoDecoder:
             As :meth:`get_frame_played_at`.
         """
         times = [self._time("seconds", s) for s in _elements("seconds", seconds)]
-        return self._batch([self._index.frame_played_at(s) for s in times], out)
+        return self._batch([self._index.frame_played_at(s) for s in times], out, timeout)
 
     def get_frames_played_in_range(
         self,
@@ -296,6 +394,7 @@ class VideoDecoder:
         *,
         fps: float | None = None,
         out: Tensor | None = None,
+        timeout: float | None = None,
     ) -> FrameBatch:
         """The frames shown in the time from ``start_seconds`` to before ``stop_seconds``.
 
@@ -308,6 +407,8 @@ class VideoDecoder:
             instead, repeating or leaving out frames; the batch's times are then these.
         out : Tensor, optional
             Where to write: contiguous, of the batch's shape and dtype.
+        timeout : float, optional
+            Seconds after which :class:`mmcore.DecodeTimeoutError` is raised, looked at between packets.
 
         Raises
         ------
@@ -317,7 +418,7 @@ class VideoDecoder:
         TypeError, DecodeError
         """
         numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
-        batch = self._batch(numbers, out)
+        batch = self._batch(numbers, out, timeout)
         if times is None or fps is None:
             return batch
         pts = torch.tensor(times, dtype=torch.float64)
@@ -363,15 +464,17 @@ class VideoDecoder:
     # --- life
 
     def close(self) -> None:
-        """Release the file and the codec; reading then raises ValueError, closing again does nothing."""
-        with self._lock:
-            self._closed = True
-            self._reader.close()
+        """Release the file and the codec; reading then raises ValueError, closing again does nothing.
+
+        A read of another thread ends at once, with ValueError, as does an iteration.
+        """
+        self._closed = True
+        self._team.close()
 
     def __del__(self) -> None:
-        # The reader and its generators refer to each other: their codec would wait for the garbage collector.
+        # Readers and their generators refer to each other: codecs would wait for the garbage collector.
         with contextlib.suppress(Exception):
-            self._reader.close()
+            self._team.close()
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -408,63 +511,116 @@ class VideoDecoder:
             with passing_interrupts():
                 yield self._reader.index
 
-    def _frame(self, target: int, out: Tensor | None) -> Frame:
-        data = self._decode((target,), None, 1, out)
-        layout = self._transform.layout
-        if not isinstance(layout, Patches):
-            data = data.select(layout.index("N"), 0)
-        index = self._index
-        return Frame(data, index.start_seconds(target), index.duration_seconds(target))
+    def _run(
+        self,
+        targets: Sequence[int],
+        work: Callable[[int, VideoFrame], Any],
+        *,
+        timeout: float | None = None,
+        capacity: int | None = None,
+    ) -> Generator[tuple[int, Any], None, None]:
+        if self._closed:
+            raise ValueError(f"{self._name}: the decoder is closed")
+        with passing_interrupts():
+            yield from self._team.run(targets, work, timeout=timeout, capacity=capacity)
 
-    def _batch(self, numbers: Sequence[int], out: Tensor | None) -> FrameBatch:
+    def _frame(self, target: int, out: Tensor | None, timeout: float | None) -> Frame:
+        data, lost = self._decode((target,), None, 1, out, timeout)
         index = self._index
+        return Frame(
+            self._without_batch(data), index.start_seconds(target), index.duration_seconds(target), not lost
+        )
+
+    def _without_batch(self, data: Tensor) -> Tensor:
+        layout = self._transform.layout
+        return data if isinstance(layout, Patches) else data.select(layout.index("N"), 0)
+
+    def _batch(self, numbers: Sequence[int], out: Tensor | None, timeout: float | None) -> FrameBatch:
+        index = self._index
+        slots: dict[int, list[int]] | None = None
         if isinstance(numbers, range) and numbers.step > 0:
-            data = self._decode(numbers, None, len(numbers), out)
+            data, lost = self._decode(numbers, None, len(numbers), out, timeout)
         else:
-            slots: dict[int, list[int]] = {}
+            slots = {}
             for slot, number in enumerate(numbers):
                 slots.setdefault(number, []).append(slot)
-            data = self._decode(sorted(slots), slots, len(numbers), out)
+            data, lost = self._decode(sorted(slots), slots, len(numbers), out, timeout)
         return FrameBatch(
             data,
             torch.tensor([index.start_seconds(i) for i in numbers], dtype=torch.float64),
             torch.tensor([index.duration_seconds(i) for i in numbers], dtype=torch.float64),
+            torch.tensor([i not in lost for i in numbers]) if lost else None,
         )
 
     def _decode(
-        self, targets: Sequence[int], slots: dict[int, list[int]] | None, count: int, out: Tensor | None
-    ) -> Tensor:
-        """Decode ascending ``targets`` into the batch slots that ``slots`` gives, or one after the other."""
+        self,
+        targets: Sequence[int],
+        slots: dict[int, list[int]] | None,
+        count: int,
+        out: Tensor | None,
+        timeout: float | None,
+    ) -> tuple[Tensor, set[int]]:
+        """Decode ascending ``targets`` into the batch slots that ``slots`` gives, or one after the other.
+
+        Returns the batch and the targets that could not be decoded.
+        """
+        timeout = _timeout(timeout)
+        if not count:
+            return self._empty(out), set()
+        with self._locked():
+            batch = _Batch(self, targets, slots, count, out)
+            lost: dict[int, DecodeError] = {}
+            with contextlib.closing(self._run(targets, batch.put, timeout=timeout)) as run:
+                for target, found in run:
+                    if isinstance(found, DecodeError):
+                        if self._on_error == "raise":
+                            raise found
+                        lost[target] = found
+            if self._on_error == "nearest":
+                for target, error in lost.items():
+                    self._put_nearest(batch, target, error)
+            if lost:
+                batch.clear(lost if self._on_error == "skip" else ())
+            return batch.finish(), set(lost)
+
+    def _put_nearest(self, batch: _Batch, target: int, error: DecodeError) -> None:
+        """Fill the slots of a target that cannot be decoded with the nearest frame that can."""
+        tries = 0
+        for other in _outward(self._index, target):
+            known = batch.has(other)
+            if known:
+                batch.copy(other, target)
+                return
+            if known is None:
+                with contextlib.closing(self._run((other,), lambda _, f: batch.put(target, f))) as run:
+                    if not isinstance(next(run)[1], DecodeError):
+                        return
+                tries += 1
+                if tries > _NEAREST_TRIES:
+                    break
+        raise DecodeError(f"{error}; nor is there a frame near it that can be") from error
+
+    def _builder(self, count: int, frame: VideoFrame, out: Tensor | None) -> FrameBatchBuilder:
         from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 
-        if not count:
-            return self._empty(out)
-        with self._locked():
-            builder = None
-            for slot, (target, frame) in enumerate(self._reader.read(targets)):
-                if builder is None:
-                    builder = FrameBatchBuilder(
-                        count,
-                        self._transform,
-                        out=out,
-                        rotation=clockwise_rotation(frame),
-                        codec_name=self._reader.codec_name,
-                    )
-                first, *others = (slot,) if slots is None else slots[target]
-                try:
-                    # Converted at once, while the planes are in the cache.
-                    builder.put(first, frame)
-                except (ValueError, UnsupportedError) as error:
-                    where = f"frame {target} of {self._name}, stream {self._reader.stream_index}"
-                    raise type(error)(f"{error} ({where})") from error
-                for other in others:
-                    builder.copy(first, other)
-            assert builder is not None
-            return builder.finish()
+        return FrameBatchBuilder(
+            count,
+            self._transform,
+            out=out,
+            rotation=clockwise_rotation(frame),
+            codec_name=self._reader.codec_name,
+        )
 
-    def _empty(self, out: Tensor | None) -> Tensor:
+    def _put(self, builder: FrameBatchBuilder, slot: int, target: int, frame: VideoFrame) -> None:
+        try:
+            builder.put(slot, frame)
+        except (ValueError, UnsupportedError) as error:
+            where = f"frame {target} of {self._name}, stream {self._reader.stream_index}"
+            raise type(error)(f"{error} ({where})") from error
+
+    def _empty(self, out: Tensor | None, count: int = 0) -> Tensor:
         metadata = self.metadata
-        shape = self._transform.output_shape(0, metadata.height, metadata.width)
+        shape = self._transform.output_shape(count, metadata.height, metadata.width)
         return prepare_out(out, shape, self._transform.dtype)
 
     # --- arguments
@@ -474,6 +630,9 @@ class VideoDecoder:
         if not -count <= number < count:
             raise IndexError(f"{name}: there is no frame {number} in the {self._count_text()}")
         return number + count if number < 0 else number
+
+    def _numbers(self, name: str, values: Any) -> list[int]:
+        return [self._number(name, value) for value in _elements(name, values)]
 
     def _count_text(self) -> str:
         text = f"{len(self)} frames of {self._name}, stream {self._reader.stream_index}"
@@ -496,6 +655,101 @@ class VideoDecoder:
                 f"{name}: {seconds} s is outside {self._name}, expected {begin} <= {name} < {end}"
             )
         return seconds
+
+
+class _Batch:
+    """The frames of one call, on their way into their slots; several threads may put them."""
+
+    def __init__(
+        self,
+        decoder: VideoDecoder,
+        targets: Sequence[int],
+        slots: dict[int, list[int]] | None,
+        count: int,
+        out: Tensor | None,
+    ) -> None:
+        self._decoder, self._targets, self._slots, self._count, self._out = (
+            decoder,
+            targets,
+            slots,
+            count,
+            out,
+        )
+        self._builder: FrameBatchBuilder | None = None
+        self._making = threading.Lock()
+        self._put: set[int] = set()
+
+    def _slots_of(self, target: int) -> list[int]:
+        if self._slots is None:
+            return [bisect_left(self._targets, target)]
+        return self._slots[target]
+
+    def put(self, target: int, frame: VideoFrame) -> None:
+        """Convert a frame, at once, while its planes are in the cache."""
+        if self._builder is None:
+            with self._making:  # the first one allocates
+                if self._builder is None:
+                    builder = self._decoder._builder(self._count, frame, self._out)
+                    self._fill(builder, target, frame)
+                    self._builder = builder
+                    return
+        self._fill(self._builder, target, frame)
+
+    def _fill(self, builder: FrameBatchBuilder, target: int, frame: VideoFrame) -> None:
+        first, *others = self._slots_of(target)
+        self._decoder._put(builder, first, target, frame)
+        for other in others:
+            builder.copy(first, other)
+        self._put.add(target)
+
+    def has(self, target: int) -> bool | None:
+        """Whether a frame was put: None if it was not asked for."""
+        if target in self._put:
+            return True
+        at = bisect_left(self._targets, target)
+        return False if at < len(self._targets) and self._targets[at] == target else None
+
+    def copy(self, source: int, target: int) -> None:
+        """Repeat the frame of one target in the slots of another."""
+        assert self._builder is not None
+        for slot in self._slots_of(target):
+            self._builder.copy(self._slots_of(source)[0], slot)
+
+    def clear(self, targets: Collection[int]) -> None:
+        """Make the slots of some targets 0."""
+        if self._builder is not None:
+            for target in targets:
+                for slot in self._slots_of(target):
+                    self._builder.clear(slot)
+
+    def finish(self) -> Tensor:
+        """The whole batch; 0 if nothing was put."""
+        if self._builder is None:
+            return self._decoder._empty(self._out, self._count).zero_()
+        return self._builder.finish()
+
+
+def _outward(index: FrameIndex, target: int) -> Iterator[int]:
+    """The other frames of a stream by their distance in time from one of them; the earlier of two first."""
+    before, after = target - 1, target + 1
+    while before >= 0 or after < len(index):
+        if after >= len(index) or (
+            before >= 0 and index.pts[target] - index.pts[before] <= index.pts[after] - index.pts[target]
+        ):
+            yield before
+            before -= 1
+        else:
+            yield after
+            after += 1
+
+
+def _timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds("timeout", value, finite=False)
+    if not seconds >= 0:
+        raise ValueError(f"timeout: expected 0 or more seconds, got {seconds}")
+    return seconds
 
 
 def _integer(name: str, value: Any) -> int:

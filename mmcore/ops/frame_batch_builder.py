@@ -133,6 +133,13 @@ class FrameBatchBuilder:
         )
         self._filled[index] = True
 
+    def clear(self, index: int) -> None:
+        """Fill slot ``index`` with 0, in the result's units; another slot must have been put before."""
+        if self._out is None:
+            raise ValueError("no slot has been put: the size of the pictures is not known")
+        slot_view(self._out, self.transform.layout, index, *self._size).zero_()
+        self._filled[index] = True
+
     def finish(self) -> Tensor:
         """The batch; every slot must have been put.
 

@@ -57,7 +57,7 @@ def _read_in_child(decoder: VideoDecoder, queue: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_fork(num_threads: int, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
+    monkeypatch.setattr("mmcore.decoding.decoder_team._THREADED_PIXELS", 0)
     decoder = VideoDecoder(clip, num_threads=num_threads)
     assert number_of(decoder[5]) == 5
     context = multiprocessing.get_context("fork")
@@ -126,7 +126,7 @@ def test_dropped_decoder_is_closed_at_once(clip: Path) -> None:
 
 
 def test_frame_threads_survive_an_early_stop(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
+    monkeypatch.setattr("mmcore.decoding.decoder_team._THREADED_PIXELS", 0)
     for _ in range(5):
         decoder = VideoDecoder(clip, num_threads=4)
         for i, frame in enumerate(decoder):

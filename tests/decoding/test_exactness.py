@@ -103,7 +103,7 @@ def assert_same_frames(path: Path, num_threads: int, samples: int) -> None:
 def test_same_as_plain_decode(
     name: str, num_threads: int, cached_media: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmcore.decoding.reader._THREADED_PIXELS", 0)
+    monkeypatch.setattr("mmcore.decoding.decoder_team._THREADED_PIXELS", 0)
     assert_same_frames(cached_media(name, write), num_threads, samples=20)
 
 

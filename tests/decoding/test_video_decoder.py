@@ -199,7 +199,6 @@ def test_wrong_arguments(decoder: VideoDecoder, clip: Path) -> None:
         (ValueError, "stop_seconds", lambda: decoder.get_frames_played_in_range(0, 10**400)),
         (ValueError, "seek_mode", lambda: VideoDecoder(clip, seek_mode="fast")),
         (ValueError, "on_error", lambda: VideoDecoder(clip, on_error="ignore")),
-        (UnsupportedError, "on_error", lambda: VideoDecoder(clip, on_error="skip")),
         (UnsupportedError, "device", lambda: VideoDecoder(clip, device="cuda")),
         (ValueError, "device", lambda: VideoDecoder(clip, device="gpu")),
         (ValueError, "device", lambda: VideoDecoder(clip, device=None)),  # type: ignore[arg-type]
