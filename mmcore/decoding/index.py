@@ -75,6 +75,8 @@ class FrameIndex:
     sync_pts, sync_dts, sync_order, sync_frame : array of int64
         Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its
         number in the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
+    reorder_depth : int
+        How many packets before a frame's own, at most, hold frames that are shown after it.
     counted : bool
         True if frames carry no usable pts: then a frame is known only by its number from the file's start.
     exact : bool
@@ -94,6 +96,7 @@ class FrameIndex:
     sync_dts: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_order: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_frame: array[int] = field(default_factory=lambda: array("q", [0]))
+    reorder_depth: int = 0
     counted: bool = False
     exact: bool = True
     damage: str | None = None
@@ -299,6 +302,8 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
         for i in numbers:
             flags[i] |= OWN
         index.frame_packet = array("i", numbers)
+        order = numbers if len(numbers) == len(pts) else sorted(range(len(pts)), key=pts.__getitem__)
+        index.reorder_depth = max(number - rank for rank, number in enumerate(order))
     index.packet_pts, index.packet_flags, index.packet_size = pts, flags, sizes
     _set_sync_points(index, dts, keys)
     return index
@@ -330,16 +335,18 @@ def _shown_by_packets(
     else:
         return shown
     head = {pts[i] for i in shown if pts[i] <= until}
-    got = set()
+    got: set[int] = set()
+    first = None  # at or after the key frame: a gradual refresh may show nothing for some time
     for frame in decode_all(*reopen()):
         if frame.pts is None or (frame.pts not in head and frame.pts <= until):
             return None
         got.add(frame.pts)
         if frame.pts >= until:
+            first = frame.pts
             break
-    if fields and not head <= got:
+    if first is None or (fields and not head <= got):
         return None
-    return [i for i in shown if pts[i] > until or pts[i] in got]
+    return [i for i in shown if pts[i] >= first or pts[i] in got]
 
 
 def _set_sync_points(index: FrameIndex, dts: array[int], keys: list[int]) -> None:

@@ -128,6 +128,7 @@ class IndexCache:
         return FrameIndex(
             time_base=Fraction(*told["time_base"]),
             end=told["end"],
+            reorder_depth=told["reorder_depth"],
             counted=told["counted"],
             damage=told["damage"],
             **arrays,
@@ -141,6 +142,7 @@ class IndexCache:
             "lengths": {name: len(getattr(index, name)) for name in _ARRAYS},
             "time_base": [index.time_base.numerator, index.time_base.denominator],
             "end": index.end,
+            "reorder_depth": index.reorder_depth,
             "counted": index.counted,
             "damage": index.damage,
             "digest": hashlib.blake2b(body, digest_size=16).hexdigest(),

@@ -34,6 +34,7 @@ _STEPS_BACK = (0, 1, 3)
 # Up to this many packets are read on to a key frame rather than sought: a seek costs as much.
 _READ_ON = 24
 _NO_END = 1 << 62
+_MAX_REORDER_DEPTH = 16  # of H.264
 # Without an index, this many frames are decoded on before a seek is tried.
 _BLIND_GAP = 32
 
@@ -107,23 +108,29 @@ class FrameReader:
         self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
         # packet numbers [first, end) that lack a reference, and why
         self._broken: list[tuple[int, int, str]] = []
+        self._index: FrameIndex | None = None
         self._forget()
         opened = self._open()
-        self.stream_index = opened[1].index
+        self.stream_index = self._requested_stream = opened[1].index
         codec = opened[1].codec_context
         self.codec_name: str = codec.codec.canonical_name
         self.pixels: int = codec.width * codec.height
         if not exact:
-            self.index: FrameIndex = approximate_index(*opened, source.name)
+            self._index = approximate_index(*opened, source.name)
             return
-        found = None if cache is None else cache.load(self.stream_index)
-        if found is not None:
-            self.index = found
-            return
-        self.index = build_index(opened, self._open, source.name)
-        self._check_length()
-        if cache is not None:
-            cache.save(self.stream_index, self.index)
+        self._index = None if cache is None else cache.load(self.stream_index)
+        if self._index is None:
+            self._index = build_index(opened, self._open, source.name)
+            self._check_length()
+            if cache is not None:
+                cache.save(self.stream_index, self._index)
+        self._set_reorder_depth(self.opened()[1])
+
+    @property
+    def index(self) -> FrameIndex:
+        """The frames of the stream."""
+        assert self._index is not None
+        return self._index
 
     def twin(self, num_threads: int) -> FrameReader:
         """Another decoder of the same stream; it opens the source at its first read."""
@@ -164,7 +171,11 @@ class FrameReader:
 
     def _open(self) -> Opened:
         self.close()
-        container = self.source.open()
+        container = self.source.open(probe=False)
+        unclear = self._requested_stream is None and len(container.streams.video) > 1
+        if unclear or any(s.codec_context and not s.codec_context.width for s in container.streams.video):
+            container.close()
+            container = self.source.open()
         try:
             stream = self._choose_stream(container)
         except BaseException:
@@ -180,9 +191,17 @@ class FrameReader:
         codec = stream.codec_context
         codec.thread_count = self.num_threads
         codec.thread_type = "FRAME" if self.num_threads > 1 else "NONE"
+        self._set_reorder_depth(stream)
         self.container, self.stream = container, stream
         _open_readers.add(self)
         return container, stream
+
+    def _set_reorder_depth(self, stream: VideoStream) -> None:
+        """Tell an H.264 decoder what it would guess where no header says it, losing frames meanwhile."""
+        index = self._index
+        if index is not None and stream.codec_context.name == "h264":
+            codec = stream.codec_context
+            codec.reorder_depth = max(codec.reorder_depth, min(index.reorder_depth, _MAX_REORDER_DEPTH))
 
     def _choose_stream(self, container: InputContainer) -> VideoStream:
         streams = container.streams
