@@ -7,6 +7,7 @@ single group must be decoded, or one is left over, one decoder with frame thread
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -39,6 +40,18 @@ _SECONDS_PER_PIXEL = 1e-9  # of decoding: until it is measured
 _OPENING_SECONDS = 3e-3  # of one more decoder
 # Groups that are looked at to decide; more are alike.
 _LOOK_AHEAD = 16
+
+
+# How to stop each run that is under way, and its process.
+_stops: dict[Callable[[], None], int] = {}
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Send the threads home before the interpreter ends and the decoders are closed under them."""
+    for stop, pid in list(_stops.items()):
+        if pid == os.getpid():
+            stop()
 
 
 class DecoderTeam:
@@ -240,8 +253,6 @@ class DecoderTeam:
                         for target, frame in reader.read(piece.targets, control):
                             value = frame if isinstance(frame, DecodeError) else work(target, frame)
                             shelf.put(number, (target, value))
-                    except Cancelled:
-                        return
                     except BaseException as error:
                         shelf.finish(number, error)
                     else:
@@ -250,15 +261,21 @@ class DecoderTeam:
         threads = [
             threading.Thread(target=decode, name=f"mmcore-decode-{i}", daemon=True) for i in range(workers)
         ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield from shelf
-        finally:
+
+        def stop() -> None:
             control.cancel()
             shelf.close()
             for thread in threads:
                 thread.join()
+
+        _stops[stop] = os.getpid()
+        try:
+            for thread in threads:
+                thread.start()
+            yield from shelf
+        finally:
+            del _stops[stop]
+            stop()
 
 
 def _makespan(seconds: Sequence[float], workers: int) -> float:

@@ -329,7 +329,9 @@ def _shown_by_packets(
     fields = stream.codec_context.field_order in _FIELD_CODED
     if fields:  # two packets may share one frame
         until = pts[shown[min(_PROBE_FRAMES, len(shown) - 1)]]
-    elif keys and (keys[0] or min(pts) < pts[keys[0]]):
+    elif not keys:  # what comes of the first packets, only the decoder knows
+        return None
+    elif keys[0] or min(pts) < pts[keys[0]]:
         # Packets before the first key frame, and pictures that lead it, may lack their references.
         until = pts[keys[0]]
     else:

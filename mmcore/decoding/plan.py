@@ -160,5 +160,5 @@ def summarize(index: FrameIndex, targets: Sequence[int], pixels: int) -> DecodeP
         skipped=max(0, last + 1 - kept - dropped),
         seeks=seeks,
         pieces=tuple(rows),
-        expected_saving=max(0.0, 1 - cost / whole),
+        expected_saving=max(0.0, 1 - cost / whole) if kept <= last else 0.0,
     )

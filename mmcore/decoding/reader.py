@@ -7,9 +7,10 @@ import contextlib
 import ctypes
 import os
 import weakref
-from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mmcore.errors import DecodeError, UnsupportedError
@@ -38,8 +39,6 @@ _MAX_REORDER_DEPTH = 16  # of H.264
 # Without an index, this many frames are decoded on before a seek is tried.
 _BLIND_GAP = 32
 
-_EVERYTHING = Piece(0, 0, _NO_END, (), None)
-
 _open_readers: weakref.WeakSet[FrameReader] = weakref.WeakSet()
 
 
@@ -48,6 +47,58 @@ def _close_all() -> None:
     """Stop codecs' threads in order: freed while they run, by the interpreter's end, they have crashed."""
     for reader in list(_open_readers):
         reader.close()
+
+
+class _Route:
+    """The pieces of one read: the decoder may be ahead of the one whose frames are waited for.
+
+    Parameters
+    ----------
+    pieces : iterator of Piece
+        Without any, all packets are decoded.
+    reads_on : bool
+        Whether packets after the last piece are decoded, for the reads that follow.
+    """
+
+    def __init__(self, pieces: Iterator[Piece], reads_on: bool) -> None:
+        self._pieces = pieces
+        self._reads_on = reads_on
+        self._here: Piece | None = None  # whose packets are decoded
+        self._next: Piece | None = next(pieces, None)
+        self._passed: deque[Piece] = deque()  # and not yet waited for
+
+    def __iter__(self) -> Iterator[Piece]:
+        while True:
+            if not self._passed and not self._advance():
+                return
+            yield self._passed.popleft()
+
+    def _advance(self) -> bool:
+        if self._next is None:
+            return False
+        self._here, self._next = self._next, next(self._pieces, None)
+        self._passed.append(self._here)
+        return True
+
+    def leads_to(self, number: int) -> bool:
+        """Whether packet ``number``, or one after it without a seek, is on the way."""
+        while self._here is not None and number > self._here.stop:
+            if self._next is None:
+                return self._reads_on
+            if self._next.start > self._here.stop + SEEK_COST:
+                return False
+            self._advance()
+        return True
+
+    def leads_past(self, number: int, pts: int, index: FrameIndex) -> bool:
+        """Whether droppable packet ``number`` may be dropped."""
+        piece = self._here
+        if piece is None or piece.wanted is None or not piece.start <= number <= piece.stop:
+            return False
+        # A frame after the last target is kept for the reads that follow.
+        return number not in piece.wanted and (
+            not self._reads_on or self._next is not None or pts < index.pts[piece.targets[-1]]
+        )
 
 
 class _Packets:
@@ -109,6 +160,7 @@ class FrameReader:
         # packet numbers [first, end) that lack a reference, and why
         self._broken: list[tuple[int, int, str]] = []
         self._index: FrameIndex | None = None
+        self._control: Control | None = None
         self._forget()
         opened = self._open()
         self.stream_index = self._requested_stream = opened[1].index
@@ -160,12 +212,10 @@ class FrameReader:
         self._last: int | None = None  # what was read last
         self._gap = _NO_TIME  # the latest time of a frame that was dropped
         self._ended = False  # whether the decoder was told that nothing follows
-        self._piece = _EVERYTHING
-        self._goes_on = True  # whether packets after the piece's last one are decoded
+        self._route = _Route(iter(()), reads_on=True)
         self._error: str | None = None
         self._damage: list[tuple[int, int]] = []  # packet numbers: [damaged, next that needs none before)
         self._pid = os.getpid()
-        self._control: Control | None = None
 
     # --- opening and closing
 
@@ -248,7 +298,7 @@ class FrameReader:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("container", "stream", "_packets", "_frames"):
+        for name in ("container", "stream", "_packets", "_frames", "_route", "_control"):
             state[name] = None
         return state
 
@@ -327,25 +377,22 @@ class FrameReader:
             yield target, frame
 
     def _read_pieces(self, targets: Sequence[int]) -> Iterator[tuple[int, VideoFrame | DecodeError]]:
-        pieces = make_pieces(self.index, targets)
-        piece: Piece | None = next(pieces)
+        index, before = self.index, self._last
+        pieces = make_pieces(index, targets)
+        first = next(pieces)
         # Who reads on in the same group will do so again: then the decoder is not brought to an end, which
         # makes its last frames come out at once but would have the next read start from the key frame.
-        before = self._last
-        assert piece is not None
-        reads_on = before is not None and piece.targets[0] > before >= self.index.sync_frame[piece.sync]
-        reads_on = reads_on or before == targets[0] - 1
-        while piece is not None:
-            following = next(pieces, None)
-            goes_on = reads_on if following is None else following.start <= piece.stop + SEEK_COST
-            self._piece, self._goes_on = piece, goes_on
+        reads_on = before is not None and (
+            before == targets[0] - 1 or targets[0] > before >= index.sync_frame[first.sync]
+        )
+        self._route = _Route(chain((first,), pieces), reads_on)
+        for piece in self._route:
             if not self._reaches(piece):
                 self._start(piece.sync)
             for target in piece.targets:
                 frame = self._find(target, piece)
                 self._last = target
                 yield target, frame
-            piece = following
 
     def reaches(self, targets: Sequence[int]) -> bool:
         """Whether the decoder gives ``targets`` by decoding on from where it is."""
@@ -375,8 +422,7 @@ class FrameReader:
         frame = self._decode_to(want)
         if frame is None:
             # Pictures that lead an open group's key frame, and gradual refreshes, need an earlier start.
-            planned = self._piece, self._goes_on
-            self._piece, self._goes_on = _EVERYTHING, True
+            planned, self._route = self._route, _Route(iter(()), reads_on=True)
             for start in dict.fromkeys(max(piece.sync - back, 0) for back in _STEPS_BACK):
                 self._start(start)
                 frame = self._decode_to(want)
@@ -387,7 +433,7 @@ class FrameReader:
                 self._broken += [(first, whole, reason) for first, whole in self._damage]
                 self._lost[target] = reason
                 self._frames = None  # its position is unknown: the next read seeks
-                self._piece, self._goes_on = planned
+                self._route = planned
                 return self._lost_frame(target)
         self._next = target + 1
         return frame
@@ -496,8 +542,8 @@ class FrameReader:
         while True:
             if self._control is not None:
                 self._control.check()
-            number = self._order
-            if number > self._piece.stop and not self._goes_on:
+            number, route = self._order, self._route
+            if not route.leads_to(number):
                 self._ended = True
                 with contextlib.suppress(av.FFmpegError):
                     yield from decode(None)
@@ -519,7 +565,7 @@ class FrameReader:
                     found = index.packet_number(pts)
                     number = number if found is None else found
                 self._order = number + 1
-                if self._is_superfluous(number, flags):
+                if flags[number] & DROPPABLE and route.leads_past(number, times[number], index):
                     self._gap = max(self._gap, times[number])
                     continue
             elif is_empty(packet):
@@ -532,15 +578,6 @@ class FrameReader:
                 self._note_damage(number, error)
                 continue
             yield from frames
-
-    def _is_superfluous(self, number: int, flags: array[int]) -> bool:
-        piece = self._piece
-        if piece.wanted is None or not piece.start <= number <= piece.stop or number in piece.wanted:
-            return False
-        # A frame after the last target is kept for the reads that follow.
-        return bool(flags[number] & DROPPABLE) and (
-            not self._goes_on or self.index.packet_pts[number] < self.index.pts[piece.targets[-1]]
-        )
 
     def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[VideoFrame]:
         """Frames of ``packets``; packets that do not decode are noted in ``_error`` and ``_damage``."""
