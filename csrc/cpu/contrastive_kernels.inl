@@ -80,7 +80,7 @@ static void clip_exponentials(const ClipBlock& b, bool keep) {
         [&](std::int64_t i, auto io, int k) MMCORE_INLINE_LAMBDA {
           const F x = L::mul(flip, io.load(y + i, zero));
           const F d = L::sub(x, most);
-          const F e = L::exp_nonpositive(L::mul(t, d));
+          const F e = L::exp_bounded(L::mul(t, d));
           const F ed = L::mul(e, d);
           sum.add(k, elements<L>(io, e));
           weighted.add(k, elements<L>(io, ed));
@@ -90,7 +90,7 @@ static void clip_exponentials(const ClipBlock& b, bool keep) {
             if (keep) io.store(y + i, e);
           } else {
             const F dc = L::sub(x, io.load(column_most + i, zero));
-            const F ec = L::exp_nonpositive(L::mul(t, dc));
+            const F ec = L::exp_bounded(L::mul(t, dc));
             io.store(column_sum + i, L::add(io.load(column_sum + i, zero), ec));
             io.store(column_weighted + i, L::fma(ec, dc, io.load(column_weighted + i, zero)));
           }
@@ -180,8 +180,8 @@ static void clip_gradient(const ClipGradientBlock& b) {
       const F row_most = L::set(static_cast<R>(b.row_most[r]));
       sweep<L>(b.batch, [&](std::int64_t i, auto io, int) MMCORE_INLINE_LAMBDA {
         const F x = L::mul(flip, io.load(y + i, zero));
-        const F row = L::exp_nonpositive(L::mul(steep, L::sub(x, row_most)));
-        const F column = L::exp_nonpositive(L::mul(steep, L::sub(x, io.load(column_most + i, zero))));
+        const F row = L::exp_bounded(L::mul(steep, L::sub(x, row_most)));
+        const F column = L::exp_bounded(L::mul(steep, L::sub(x, io.load(column_most + i, zero))));
         io.store(y + i, L::fma(row, row_share, L::mul(column, io.load(column_share + i, zero))));
       });
     }
@@ -208,7 +208,7 @@ static void siglip(const SiglipBlock& b) {
           n,
           [&](std::int64_t i, auto io, int k) MMCORE_INLINE_LAMBDA {
             const F x = io.load(y + i, zero), z = L::fma(scale, x, bias);
-            const F e = L::exp_nonpositive(L::sub(zero, L::max(L::sub(zero, z), z)));  // exp(-|z|)
+            const F e = L::exp_bounded(L::sub(zero, L::max(L::sub(zero, z), z)));  // exp(-|z|)
             const F soft = L::add(L::max(zero, z), log1p_unit<L>(e));
             // 1 / (1 + e) where z > 0, else e / (1 + e); in this order NaN stays
             const F positive = L::min(one, L::max(zero, L::mul(L::mul(z, huge), huge)));

@@ -90,8 +90,8 @@ struct Lanes {
     const __m256i q = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(i, half), bias), 23);
     return mul(mul(y, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q));
   }
-  // For a <= 0, or NaN: one shift makes the power of two.
-  static inline F exp_nonpositive(F a) {
+  // For a <= 87, or NaN: one shift makes the power of two.
+  static inline F exp_bounded(F a) {
     const F least = set(-87.0f);
     const F x = _mm256_max_ps(least, a);
     const F n = _mm256_round_ps(_mm256_mul_ps(x, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

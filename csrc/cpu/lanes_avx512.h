@@ -85,7 +85,7 @@ struct Lanes {
     y = fma(y, mul(r, r), add(r, set(1.0f)));
     return _mm512_scalef_ps(y, n);
   }
-  static inline F exp_nonpositive(F a) { return exp(a); }
+  static inline F exp_bounded(F a) { return exp(a); }
   static inline float sum(F a) {
     const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

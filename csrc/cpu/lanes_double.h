@@ -52,6 +52,6 @@ struct DoubleLanes {
   static inline F exp(F a) {
     return each([&](int i) { return std::exp(a.v[i]); });
   }
-  static inline F exp_nonpositive(F a) { return exp(a); }
+  static inline F exp_bounded(F a) { return exp(a); }
   static inline double sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 };

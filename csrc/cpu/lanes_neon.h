@@ -77,7 +77,7 @@ struct Lanes {
     const F q = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(i, half), bias), 23));
     return mul(mul(y, p), q);
   }
-  static inline F exp_nonpositive(F a) { return exp(a); }
+  static inline F exp_bounded(F a) { return exp(a); }
   static inline float sum(F a) {
     const float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);

@@ -5,7 +5,7 @@
 //   stream(p, a)                     a store that leaves the caches alone, where there is one; p aligned to the vector
 //   fence()                          after the last of them, before another thread may read what they wrote
 //   stream_bytes(to, from, n)        likewise for whole lines of 64 bytes, to aligned to one
-//   exp_nonpositive(a)               likewise for a <= 0; 0 below -87
+//   exp_bounded(a)                   likewise for a <= 87; 0 below -87
 //   sum(a)                           over the lanes, in a fixed order
 //   max(a, b), min(a, b)             b where it is NaN
 //   load_bytes(p)                    N bytes as numbers
@@ -97,6 +97,6 @@ struct Lanes {
   static inline F exp(F a) {
     return each([&](int i) { return std::exp(a.v[i]); });
   }
-  static inline F exp_nonpositive(F a) { return exp(a); }
+  static inline F exp_bounded(F a) { return exp(a); }
   static inline float sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 };

@@ -18,8 +18,9 @@
 //   kl        tau^2 sum_c q_c (ln q_c - ln p_c)         tau (p_c - q_c),   p, q softmax of x / tau, t / tau
 //   cosine    1 - <x, t> / (n_x n_t), n = max(|.|, eps)   -t / (n_x n_t) + cos x / n_x^2 (without it where |x| <= eps)
 //
-// Cross entropy reads a row once: by blocks of 1024 columns, e = exp(x - m) against the largest value m so far is kept
-// in scratch, which stays in L2, with m; the second sweep scales each block by exp(m - lse).
+// Cross entropy reads a row once: by blocks of 1024 columns, e = exp(x - m) is kept in scratch, which stays in L2, with m;
+// the second sweep scales each block by exp(m - lse). m need not be the largest value, only no less than it by more than
+// kSlack: it begins with the largest of the first few, and a block that goes beyond is done again.
 
 #include "lane_functions.inl"
 #include "sweep.inl"
@@ -30,6 +31,7 @@ using namespace lane_functions;
 using namespace sweeps;
 
 constexpr std::int64_t kBlock = 1024;
+constexpr float kSlack = 20;  // e^20 is far from the ends of float32
 constexpr double kCosineEps = 1e-8;
 
 // ---- losses of elements: value and slope from x and t
@@ -49,7 +51,7 @@ struct Element {
     if constexpr (K == LossKind::kValue) return {x, L::set(1)};
     if constexpr (K == LossKind::kBce) {
       const F one = L::set(1), zero = L::set(0);
-      const F e = L::exp_nonpositive(L::sub(zero, absolute<L>(x)));
+      const F e = L::exp_bounded(L::sub(zero, absolute<L>(x)));
       const F minus = L::max(L::set(0), L::sub(zero, x));
       const F scaled = L::fma(L::sub(positive, one), t, one);  // 1 + (P - 1) t
       const F soft = L::add(log1p_unit<L>(e), minus);
@@ -238,27 +240,21 @@ struct CrossEntropyRow {
         return io.load(weight + i, zero);
       }
     };
-    R most = kLowest<L>;
+    R most = largest<L>(n < L::N ? L::load_part(x, static_cast<int>(n), minus_infinity) : L::load(x));
+    if (!(most > kLowest<L>)) most = kLowest<L>;
     double total = 0, v_sum = 0, v_x = 0;
-    for (std::int64_t at = 0, b = 0; at < n; at += kBlock, ++b) {
+    for (std::int64_t at = 0, b = 0; at < n;) {
       const std::int64_t size = n - at < kBlock ? n - at : kBlock;
       const T* xb = x + at;
       F high[2] = {L::set(most), L::set(most)};
-      sweep<L>(size, [&](std::int64_t i, auto io, int j) MMCORE_INLINE_LAMBDA {
-        MMCORE_PREFETCH(reinterpret_cast<const char*>(xb + i) + 4096);
-        high[j] = L::max(io.load(xb + i, minus_infinity), high[j]);
-      });
-      const R now = largest<L>(L::max(high[0], high[1]));
-      if (now > most) {
-        total *= std::exp(static_cast<double>(most) - static_cast<double>(now));
-        most = now;
-      }
-      block_most[b] = most;
       const F m = L::set(most);
       F sum[2] = {zero, zero}, vs[2] = {zero, zero}, vx[2] = {zero, zero};
       sweep<L>(size, [&](std::int64_t i, auto io, int j) MMCORE_INLINE_LAMBDA {
-        const F d = L::sub(io.load(xb + i, minus_infinity), m);
-        const F a = L::exp_nonpositive(d);
+        MMCORE_PREFETCH(reinterpret_cast<const char*>(xb + i) + 4096);
+        const F value = io.load(xb + i, minus_infinity);
+        high[j] = L::max(value, high[j]);
+        const F d = L::sub(value, m);
+        const F a = L::exp_bounded(d);
         io.store(e + at + i, a);
         sum[j] = L::add(sum[j], a);
         if constexpr (S == Spread::kEven) {
@@ -280,6 +276,13 @@ struct CrossEntropyRow {
           vx[j] = L::fma(v, dx, vx[j]);
         }
       });
+      const R now = largest<L>(L::max(high[0], high[1]));
+      if (now > most + kSlack) {  // once more, against the block's largest value
+        total *= std::exp(static_cast<double>(most) - static_cast<double>(now));
+        most = now;
+        continue;
+      }
+      block_most[b] = most;
       total += static_cast<double>(L::sum(L::add(sum[0], sum[1])));
       if constexpr (S != Spread::kNone) {
         const double of_block =
@@ -287,6 +290,8 @@ struct CrossEntropyRow {
         v_sum += of_block;
         v_x += static_cast<double>(L::sum(L::add(vx[0], vx[1]))) + of_block * static_cast<double>(most);
       }
+      at += size;
+      ++b;
     }
     const double lse = static_cast<double>(most) + std::log(total);
     const double w_y = S == Spread::kSoft ? 0 : weight == nullptr ? 1 : static_cast<double>(weight[y]);
@@ -363,7 +368,7 @@ static void kl_row(const LossHead& h, const T* x, const U* t, double k, T* gradi
       i += at;
       const F a = L::mul(L::sub(io.load(x + i, minus_infinity), mx), cool);
       const F b = L::mul(L::sub(io.load(t + i, minus_infinity), mt), cool);
-      const F ea = L::exp_nonpositive(a), eb = L::exp_nonpositive(b);
+      const F ea = L::exp_bounded(a), eb = L::exp_bounded(b);
       io.store(p + i, ea);
       io.store(q + i, eb);
       ps[j] = L::add(ps[j], ea);
