@@ -30,14 +30,18 @@ from mmcore.ops.planes import ColorSpec, Planes
 from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from mmcore import nn
+    from mmcore import nn, samplers
     from mmcore.decoding import (
+        DecodedFile,
         DecodePlan,
         Frame,
         FrameBatch,
         FrameTimes,
+        IterableVideoDataset,
+        VideoDataset,
         VideoDecoder,
         VideoStreamMetadata,
+        decode_many,
     )
     from mmcore.sample import write_sample
 
@@ -49,11 +53,13 @@ __all__ = [
     "DecodeError",
     "DecodePlan",
     "DecodeTimeoutError",
+    "DecodedFile",
     "Frame",
     "FrameBatch",
     "FrameBatchBuilder",
     "FrameTimes",
     "FrameTransform",
+    "IterableVideoDataset",
     "LossGradients",
     "MMCoreError",
     "Patches",
@@ -61,6 +67,7 @@ __all__ = [
     "Planes",
     "Task",
     "UnsupportedError",
+    "VideoDataset",
     "VideoDecoder",
     "VideoStreamMetadata",
     "__version__",
@@ -68,6 +75,7 @@ __all__ = [
     "build_info",
     "clear_output_pool",
     "contrastive_loss",
+    "decode_many",
     "empty_output",
     "frames_to_tensor",
     "get_num_threads",
@@ -77,6 +85,7 @@ __all__ = [
     "nn",
     "output_pool_limit",
     "patches",
+    "samplers",
     "set_num_threads",
     "set_output_pool_limit",
     "weighted_fusion",
@@ -86,18 +95,22 @@ __all__ = [
 # Imported at first use: they bring PyAV with them, which costs more than the rest of the package.
 _LAZY = {
     "DecodePlan": "mmcore.decoding",
+    "DecodedFile": "mmcore.decoding",
     "Frame": "mmcore.decoding",
     "FrameBatch": "mmcore.decoding",
     "FrameTimes": "mmcore.decoding",
+    "IterableVideoDataset": "mmcore.decoding",
+    "VideoDataset": "mmcore.decoding",
     "VideoDecoder": "mmcore.decoding",
     "VideoStreamMetadata": "mmcore.decoding",
+    "decode_many": "mmcore.decoding",
     "write_sample": "mmcore.sample",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nn":
-        return importlib.import_module("mmcore.nn")
+    if name in ("nn", "samplers"):
+        return importlib.import_module(f"mmcore.{name}")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'mmcore' has no attribute {name!r}")

@@ -166,13 +166,13 @@ class VideoDecoder:
         Nothing is read or decoded; every access makes new tensors.
         """
         index = self._index
-        pts = torch.tensor(index.pts, dtype=torch.float64)
+        pts = torch.tensor(index.pts, dtype=torch.float64, device="cpu")
         lengths = torch.diff(pts, append=pts.new_tensor([index.end]))
         unit = index.time_base
         return FrameTimes(
             pts * unit.numerator / unit.denominator,
             lengths * unit.numerator / unit.denominator,
-            torch.tensor(index.sync_frame, dtype=torch.int64),
+            torch.tensor(index.sync_frame, dtype=torch.int64, device="cpu"),
             unit,
         )
 
@@ -421,7 +421,7 @@ class VideoDecoder:
         batch = self._batch(numbers, out, timeout)
         if times is None or fps is None:
             return batch
-        pts = torch.tensor(times, dtype=torch.float64)
+        pts = torch.tensor(times, dtype=torch.float64, device="cpu")
         return FrameBatch(batch.data, pts, torch.full_like(pts, 1 / float(fps)), batch.valid)
 
     def find_frames_played_in_range(
@@ -442,7 +442,7 @@ class VideoDecoder:
         numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
         if times is None:
             times = [self._index.start_seconds(i) for i in numbers]
-        return list(numbers), torch.tensor(times, dtype=torch.float64)
+        return list(numbers), torch.tensor(times, dtype=torch.float64, device="cpu")
 
     def _played_in_range(
         self, start_seconds: float, stop_seconds: float, fps: float | None
@@ -547,9 +547,9 @@ class VideoDecoder:
             data, lost = self._decode(sorted(slots), slots, len(numbers), out, timeout)
         return FrameBatch(
             data,
-            torch.tensor([index.start_seconds(i) for i in numbers], dtype=torch.float64),
-            torch.tensor([index.duration_seconds(i) for i in numbers], dtype=torch.float64),
-            torch.tensor([i not in lost for i in numbers]) if lost else None,
+            torch.tensor([index.start_seconds(i) for i in numbers], dtype=torch.float64, device="cpu"),
+            torch.tensor([index.duration_seconds(i) for i in numbers], dtype=torch.float64, device="cpu"),
+            torch.tensor([i not in lost for i in numbers], device="cpu") if lost else None,
         )
 
     def _decode(

@@ -480,3 +480,19 @@ def test_nothing_is_printed(clip: Path, cached_media: Callable, capfd: pytest.Ca
         except DecodeError:
             continue
     assert capfd.readouterr() == ("", "")
+
+
+def test_times_stay_on_the_cpu(decoder: VideoDecoder) -> None:
+    with torch.device("meta"):
+        batch = decoder.get_frames_in_range(0, 3)
+        times = decoder.frame_times
+        sampled = decoder.get_frames_played_in_range(0, 1, fps=4)
+    for tensor in (
+        batch.data,
+        batch.pts_seconds,
+        times.pts_seconds,
+        times.key_frames,
+        sampled.duration_seconds,
+    ):
+        assert tensor.device.type == "cpu"
+    assert batch.pts_seconds.tolist() == [0, 0.04, 0.08]
