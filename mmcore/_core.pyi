@@ -2,6 +2,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import Buffer
 
 __version__: str
 compiler: str
@@ -80,8 +81,13 @@ def weighted_fusion_backward(
 
 class PacketParser(metaclass=_PyBindType):
     def __init__(self, codec: str, extradata: bytes) -> None: ...
+    def pictures(self, address: int, size: int) -> list[int]: ...
     def droppable(self, address: int, size: int) -> bool: ...
 
+def needed_pictures(
+    pictures: Buffer, counts: Buffer, first: int, targets: Sequence[int], keep_references: bool = False
+) -> list[int]: ...
+def keep_av1_pictures(address: int, size: int, keep: int) -> bytes: ...
 def tensors_ready() -> bool: ...
 def tensors_kind(
     tensors: tuple[Tensor | None, ...], tensor: type[Tensor], parameter: type[Parameter], /

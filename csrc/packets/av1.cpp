@@ -1,11 +1,12 @@
 // AV1 (AV1 Bitstream & Decoding Process Specification, version 1.0.0 with Errata 1): a frame says which of the eight
-// reference slots it fills; one that fills none is not referred to.
+// reference slots it reads and which it fills. All that it takes over from other frames (pixels, motion vectors,
+// probabilities, segmentation, film grain) comes from the slots that it lists as references.
 #include <array>
 #include <cstdint>
 
 #include "bit_reader.h"
-#include "codec_parser.h"
 #include "bytes.h"
+#include "codec_parser.h"
 
 namespace mmcore {
 
@@ -31,6 +32,7 @@ struct Obu {
   int type = 0;
   int temporal_layer = 0;
   int spatial_layer = 0;
+  Bytes whole;
   Bytes payload;
 };
 
@@ -61,6 +63,7 @@ class Obus {
     obu.type = header >> 3 & 15;
     obu.temporal_layer = extended ? rest_[1] >> 5 : 0;
     obu.spatial_layer = extended ? rest_[1] >> 3 & 3 : 0;
+    obu.whole = rest_.from(0, at + static_cast<std::size_t>(size));
     obu.payload = rest_.from(at, static_cast<std::size_t>(size));
     rest_ = rest_.from(at + static_cast<std::size_t>(size));
     return true;
@@ -89,6 +92,7 @@ struct Sequence {
   std::array<OperatingPoint, 32> point{};
   bool frame_ids = false;
   int frame_id_bits = 0;
+  int frame_id_delta_bits = 0;
   bool order_hints = false;
   int order_hint_bits = 0;
   std::uint32_t screen_content_tools = kSelect;
@@ -97,10 +101,9 @@ struct Sequence {
 
 struct FrameHeader {
   bool known = false;
-  bool shows_existing = false;
-  std::uint32_t existing = 0;  // the slot shown
+  bool shown = false;
   FrameType type = FrameType::kUnknown;
-  std::uint32_t refreshed = kAllSlots;  // a bit for each slot that it fills
+  CodedPicture picture = kNeededByAll;
 };
 
 class Av1Parser final : public CodecParser {
@@ -114,10 +117,11 @@ class Av1Parser final : public CodecParser {
     }
   }
 
-  bool droppable(const std::uint8_t* data, std::size_t size) override {
-    Obus obus({data, size});
-    bool alone = true;
-    bool frame = false;
+  void parse(Bytes packet, std::vector<CodedPicture>& pictures) override {
+    Obus obus(packet);
+    bool apart = true;      // the pictures can be told apart, and the last is the one shown
+    bool standing = false;  // holds what stays in force for later packets
+    bool shown = false;
     for (Obu obu; obus.next(obu);) {
       switch (obu.type) {
         case kTemporalDelimiter:
@@ -126,28 +130,31 @@ class Av1Parser final : public CodecParser {
         case kPadding:
           break;
         case kMetadata:
-          alone = alone && metadata_of_this_frame_only(obu.payload);
+          standing = standing || !metadata_of_this_frame_only(obu.payload);
           break;
         case kFrameHeader:
         case kFrame: {
           const FrameHeader header = frame_header(obu);
-          frame = true;
-          alone = alone && header.known && header.refreshed == 0;
+          // A temporal unit ends with the frame that it shows; of spatial layers it shows several.
+          apart = apart && header.known && !shown && obu.spatial_layer == 0;
+          shown = header.shown;
+          pictures.push_back(header.picture);
           for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-            if (header.refreshed >> slot & 1) slots_[slot] = header.type;
+            if (header.picture.fills >> slot & 1) slots_[slot] = header.type;
           }
           break;
         }
         case kSequenceHeader:
           sequence_ = sequence_header(obu.payload);
-          alone = false;
+          standing = true;
           break;
         default:
-          alone = false;
+          apart = false;
       }
     }
     if (obus.damaged()) slots_.fill(FrameType::kUnknown);
-    return alone && frame && !obus.damaged();
+    const bool fresh = pictures.size() == 1 && pictures[0].reads == 0 && pictures[0].fills == kAllSlots;
+    if (!apart || !shown || obus.damaged() || (standing && !fresh)) pictures.clear();
   }
 
  private:
@@ -189,8 +196,8 @@ class Av1Parser final : public CodecParser {
     r.skip(height_bits);
     if (!s.still_picture) s.frame_ids = r.flag();
     if (s.frame_ids) {
-      const int delta_bits = static_cast<int>(r.bits(4)) + 2;
-      s.frame_id_bits = delta_bits + static_cast<int>(r.bits(3)) + 1;
+      s.frame_id_delta_bits = static_cast<int>(r.bits(4)) + 2;
+      s.frame_id_bits = s.frame_id_delta_bits + static_cast<int>(r.bits(3)) + 1;
     }
     r.bits(3);  // superblock size, two intra tools
     if (!s.still_picture) {
@@ -220,26 +227,21 @@ class Av1Parser final : public CodecParser {
     }
   }
 
-  // Clause 5.9.2, up to refresh_frame_flags.
+  // Clause 5.9.2, up to the references.
   FrameHeader frame_header(const Obu& obu) const {
     BitReader r(obu.payload, false);
     const Sequence& s = sequence_;
     FrameHeader f;
     if (!s.known) return f;
-    if (s.still_picture) {
-      f.type = FrameType::kKey;
-      f.known = true;
-      return f;
-    }
-    f.shows_existing = r.flag();
-    if (f.shows_existing) {
-      f.existing = r.bits(3);
-      // A key frame fills all slots again when it is shown (clause 7.21).
-      const FrameType type = slots_[f.existing];
-      f.known = r.ok() && type != FrameType::kUnknown;
-      if (f.known) f.type = type;
-      if (f.known && type != FrameType::kKey) f.refreshed = 0;
-      return f;
+    if (s.still_picture) return {true, true, FrameType::kKey, kFreshStart};
+    if (r.flag()) {  // show_existing_frame
+      const std::uint32_t slot = r.bits(3);
+      const FrameType type = slots_[slot];
+      if (!r.ok() || type == FrameType::kUnknown) return f;
+      // A key frame fills all slots when it is shown (clause 7.21).
+      const bool fills = type == FrameType::kKey;
+      return {
+          true, true, type, {static_cast<std::uint8_t>(1u << slot), static_cast<std::uint8_t>(fills ? kAllSlots : 0)}};
     }
     const auto type = static_cast<FrameType>(r.bits(2));
     const bool intra = type == FrameType::kKey || type == FrameType::kIntraOnly;
@@ -258,18 +260,27 @@ class Av1Parser final : public CodecParser {
     if (s.decoder_model && r.flag()) {
       for (int i = 0; i < s.points; ++i) {
         const OperatingPoint& point = s.point[static_cast<std::size_t>(i)];
-        const bool in_layers =
-            point.layers == 0 ||
-            ((point.layers >> obu.temporal_layer & 1) && (point.layers >> (obu.spatial_layer + 8) & 1));
+        const bool in_layers = point.layers == 0 || ((point.layers >> obu.temporal_layer & 1) &&
+                                                     (point.layers >> (obu.spatial_layer + 8) & 1));
         if (point.has_decoder_model && in_layers) r.bits(s.removal_time_bits);
       }
     }
-    const std::uint32_t refreshed = fresh ? kAllSlots : r.bits(8);
+    const std::uint32_t fills = fresh ? kAllSlots : r.bits(8);
+    std::uint32_t reads = 0;
+    if ((!intra || fills != kAllSlots) && resilient && s.order_hints)
+      r.skip(static_cast<unsigned>(8 * s.order_hint_bits));
+    if (!intra) {
+      if (s.order_hints && r.flag()) {  // frame_refs_short_signaling: the order of all slots decides
+        reads = kAllSlots;
+      } else {
+        for (int i = 0; i < 7; ++i) {
+          reads |= 1u << r.bits(3);
+          if (s.frame_ids) r.bits(s.frame_id_delta_bits);
+        }
+      }
+    }
     if (!r.ok()) return f;
-    f.known = true;
-    f.type = type;
-    f.refreshed = refreshed;
-    return f;
+    return {true, shown, type, {static_cast<std::uint8_t>(reads), static_cast<std::uint8_t>(fills)}};
   }
 
   Sequence sequence_;
@@ -278,8 +289,20 @@ class Av1Parser final : public CodecParser {
 
 }  // namespace
 
-std::unique_ptr<CodecParser> make_av1_parser(const std::uint8_t* extradata, std::size_t size) {
-  return std::make_unique<Av1Parser>(Bytes{extradata, size});
+std::unique_ptr<CodecParser> make_av1_parser(Bytes extradata) { return std::make_unique<Av1Parser>(extradata); }
+
+std::string keep_av1_pictures(const std::uint8_t* data, std::size_t size, std::uint32_t keep) {
+  std::string kept;
+  Obus obus({data, size});
+  int picture = -1;
+  for (Obu obu; obus.next(obu);) {
+    if (obu.type == kFrame || obu.type == kFrameHeader) ++picture;
+    const bool part =
+        obu.type == kFrame || obu.type == kFrameHeader || obu.type == kTileGroup || obu.type == kRedundantFrameHeader;
+    if (part && picture >= 0 && !(picture < 32 && keep >> picture & 1)) continue;
+    kept.append(reinterpret_cast<const char*>(obu.whole.data), obu.whole.size);
+  }
+  return kept;
 }
 
 }  // namespace mmcore

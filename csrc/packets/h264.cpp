@@ -1,6 +1,5 @@
 // H.264 (ITU-T H.264): a picture says itself whether others refer to it (nal_ref_idc, clause 7.4.1).
 #include <array>
-#include <bitset>
 #include <cstdint>
 
 #include "bit_reader.h"
@@ -14,6 +13,7 @@ namespace {
 enum NalType : int {
   kSlice = 1,
   kSlicePartitionA = 2,
+  kSlicePartitionB = 3,
   kSlicePartitionC = 4,
   kIdrSlice = 5,
   kSei = 6,
@@ -36,7 +36,7 @@ struct Sps {
 
 class H264Parser final : public CodecParser {
  public:
-  H264Parser(Bytes extradata) {
+  explicit H264Parser(Bytes extradata) {
     // avcC: version 1, then profile, compatibility, level, the size of lengths, and the parameter sets.
     if (extradata.size >= 7 && extradata[0] == 1) {
       length_size_ = (extradata[4] & 3) + 1;
@@ -56,8 +56,8 @@ class H264Parser final : public CodecParser {
     }
   }
 
-  bool droppable(const std::uint8_t* data, std::size_t size) override {
-    NalUnits units({data, size}, length_size_);
+  void parse(Bytes packet, std::vector<CodedPicture>& pictures) override {
+    NalUnits units(packet, length_size_);
     bool alone = true;
     bool frame = false, top = false, bottom = false;
     for (Bytes unit; units.next(unit);) {
@@ -65,14 +65,17 @@ class H264Parser final : public CodecParser {
       switch (type) {
         case kSlice:
         case kSlicePartitionA:
-        case kSlicePartitionA + 1:
+        case kSlicePartitionB:
         case kSlicePartitionC:
         case kIdrSlice:
         case kAuxiliarySlice:
         case kSliceExtension:
         case kDepthSliceExtension:
           // Parameter sets come before the slices, so nothing that must be seen follows.
-          if (unit[0] & 0x60) return false;
+          if (unit[0] & 0x60) {
+            pictures.push_back(type == kIdrSlice ? kFreshStart : kNeededByAll);
+            return;
+          }
           if (type == kSlice || type == kSlicePartitionA) {
             const Structure s = structure(unit);
             frame |= s == Structure::kFrame;
@@ -93,7 +96,8 @@ class H264Parser final : public CodecParser {
           alone = false;
       }
     }
-    return alone && !units.damaged() && (frame || (top && bottom));
+    // The fields of a frame are decoded into the same memory: one by itself counts as needed by the other.
+    if (alone && !units.damaged() && (frame || (top && bottom))) pictures.push_back(kNeededByNone);
   }
 
  private:
@@ -204,8 +208,6 @@ class H264Parser final : public CodecParser {
 
 }  // namespace
 
-std::unique_ptr<CodecParser> make_h264_parser(const std::uint8_t* extradata, std::size_t size) {
-  return std::make_unique<H264Parser>(Bytes{extradata, size});
-}
+std::unique_ptr<CodecParser> make_h264_parser(Bytes extradata) { return std::make_unique<H264Parser>(extradata); }
 
 }  // namespace mmcore

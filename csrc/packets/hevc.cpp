@@ -12,6 +12,8 @@ namespace {
 
 enum NalType : int {
   kRaslN = 8,  // the last that is in use of those that others do not refer to
+  kBla = 16,
+  kIdrWithoutLeading = 20,
   kFirstNonVcl = 32,
   kVps = 32,
   kSps = 33,
@@ -24,7 +26,7 @@ enum NalType : int {
 
 class HevcParser final : public CodecParser {
  public:
-  HevcParser(Bytes extradata) {
+  explicit HevcParser(Bytes extradata) {
     // hvcC: 22 bytes of which the last holds the size of lengths, then arrays of parameter sets. Its version is 1, but
     // early writers said 0, so that only the start code tells it from bare units.
     if (extradata.size >= 23 && (extradata[0] != 0 || extradata[1] != 0 || extradata[2] > 1)) {
@@ -45,16 +47,19 @@ class HevcParser final : public CodecParser {
     }
   }
 
-  bool droppable(const std::uint8_t* data, std::size_t size) override {
-    NalUnits units({data, size}, length_size_);
+  void parse(Bytes packet, std::vector<CodedPicture>& pictures) override {
+    NalUnits units(packet, length_size_);
     bool alone = true;
     bool picture = false;
     for (Bytes unit; units.next(unit);) {
       const int type = unit[0] >> 1 & 63;
-      const int layer = unit.size > 1 ? (unit[1] & 7) - 1 : -1;
       if (type < kFirstNonVcl) {
+        const int layer = unit.size > 1 ? (unit[1] & 7) - 1 : -1;
         // Parameter sets come before the slices, so nothing that must be seen follows.
-        if (type > kRaslN || type % 2 != 0 || layer < 0 || layer < highest_layer_) return false;
+        if (type > kRaslN || type % 2 != 0 || layer < highest_layer_) {
+          pictures.push_back(type >= kBla && type <= kIdrWithoutLeading ? kFreshStart : kNeededByAll);
+          return;
+        }
         picture = true;
       } else if (type == kPrefixSei || type == kSuffixSei) {
         alone = alone && sei_of_this_picture_only(unit.from(2));
@@ -64,7 +69,7 @@ class HevcParser final : public CodecParser {
         alone = false;
       }
     }
-    return alone && picture && !units.damaged();
+    if (alone && picture && !units.damaged()) pictures.push_back(kNeededByNone);
   }
 
  private:
@@ -92,8 +97,6 @@ class HevcParser final : public CodecParser {
 
 }  // namespace
 
-std::unique_ptr<CodecParser> make_hevc_parser(const std::uint8_t* extradata, std::size_t size) {
-  return std::make_unique<HevcParser>(Bytes{extradata, size});
-}
+std::unique_ptr<CodecParser> make_hevc_parser(Bytes extradata) { return std::make_unique<HevcParser>(extradata); }
 
 }  // namespace mmcore

@@ -186,7 +186,7 @@ class DecoderTeam:
             return (targets, 1), None, 0
         pieces = make_pieces(index, targets)
         head = list(itertools.islice(pieces, _LOOK_AHEAD))
-        packets = [piece.num_packets(index) for piece in head]
+        packets = [piece.cost(index) for piece in head]
         seconds = [n * self._seconds["one"] for n in packets]
         workers = min(threads, len(head)) if reader.source.is_shareable else 1
         opened = sum(1 for r in self._idle if r.num_threads == 1 and r.container is not None)
@@ -216,7 +216,7 @@ class DecoderTeam:
             )
         return (targets, threads if threaded < single else 1), None, 0
 
-    def _threaded_seconds(self, num_packets: int, num_starts: int = 1) -> float:
+    def _threaded_seconds(self, num_packets: float, num_starts: int = 1) -> float:
         """How long one decoder with frame threads takes."""
         delay = num_starts * _FRAME_THREAD_DELAY
         loss = self._seconds.get("threaded loss", _FRAME_THREAD_LOSS)

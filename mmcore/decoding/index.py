@@ -72,6 +72,10 @@ class FrameIndex:
         needs it).
     packet_size : array of uint32
         Bytes.
+    packet_pictures : array of uint16
+    packet_counts : array of uint8
+        For codecs whose packets tell which pictures need which (AV1): the pictures of all packets as
+        ``PacketParser.pictures`` gives them, and how many each packet holds. Otherwise empty.
     sync_pts, sync_dts, sync_order, sync_frame : array of int64
         Of each packet at which decoding can start, ascending: its pts, its dts (pts where unknown), its
         number in the file, and the first frame it can show. Entry 0 stands for the beginning of the file.
@@ -92,6 +96,8 @@ class FrameIndex:
     packet_pts: array[int] = field(default_factory=lambda: array("q"))
     packet_flags: array[int] = field(default_factory=lambda: array("B"))
     packet_size: array[int] = field(default_factory=lambda: array("I"))
+    packet_pictures: array[int] = field(default_factory=lambda: array("H"))
+    packet_counts: array[int] = field(default_factory=lambda: array("B"))
     sync_pts: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_dts: array[int] = field(default_factory=lambda: array("q", [0]))
     sync_order: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -239,10 +245,12 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     codec = stream.codec_context
     fields = codec.field_order in _FIELD_CODED
     vp8 = codec.name == "vp8"
-    droppable = _core.PacketParser(codec.codec.canonical_name, codec.extradata or b"").droppable
+    parser = _core.PacketParser(codec.codec.canonical_name, codec.extradata or b"")
+    droppable, graph = parser.droppable, codec.codec.canonical_name == "av1"
     damage, incomplete = None, False
     pts, dts, duration = array("q"), array("q"), array("q")
     flags, sizes = array("B"), array("I")
+    pictures, counts = array("H"), array("B")
     keys: list[int] = []
     hidden: set[int] = set()
     packets = container.demux(stream)
@@ -255,7 +263,13 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
             # referred to.
             if packet.is_discard or (vp8 and not memoryview(packet)[0] & 0x10):
                 hidden.add(len(pts))
-            flag = DROPPABLE if not fields and droppable(packet.buffer_ptr, size) else 0
+            if graph:
+                held = parser.pictures(packet.buffer_ptr, size)
+                pictures.extend(held)
+                counts.append(len(held))
+                flag = 0 if any(picture >> 8 for picture in held) else DROPPABLE
+            else:
+                flag = DROPPABLE if not fields and droppable(packet.buffer_ptr, size) else 0
             if packet.is_keyframe:
                 keys.append(len(pts))
                 flag |= KEY
@@ -304,6 +318,7 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
         index.frame_packet = array("i", numbers)
         order = numbers if len(numbers) == len(pts) else sorted(range(len(pts)), key=pts.__getitem__)
         index.reorder_depth = max(number - rank for rank, number in enumerate(order))
+        index.packet_pictures, index.packet_counts = pictures, counts
     index.packet_pts, index.packet_flags, index.packet_size = pts, flags, sizes
     _set_sync_points(index, dts, keys)
     return index

@@ -26,6 +26,7 @@ _VERSION = 1
 _MAGIC = b"mmcore index\n"
 _ARRAYS = {
     "pts": "q", "frame_packet": "i", "packet_pts": "q", "packet_flags": "B", "packet_size": "I",
+    "packet_pictures": "H", "packet_counts": "B",
     "sync_pts": "q", "sync_dts": "q", "sync_order": "q", "sync_frame": "q",
 }  # fmt: skip
 

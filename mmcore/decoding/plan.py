@@ -2,7 +2,8 @@
 
 Frames are grouped by the key frame that decoding starts at. Of each group, packets after the last one that a
 target needs are not read, and those that no other packet depends on are dropped unless their own frame is
-wanted.
+wanted. AV1's headers tell which pictures each one may refer to: there, everything is dropped that no target
+depends on, even pictures that share a packet with what is needed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+
+from mmcore import _core
 
 from .index import DROPPABLE, FrameIndex
 
@@ -45,13 +48,40 @@ class Piece:
     targets: Sequence[int]
     wanted: set[int] | None
 
-    def num_packets(self, index: FrameIndex) -> int:
-        """How many packets are decoded."""
+    def masks(self, index: FrameIndex, keep_references: bool = False) -> Sequence[int] | None:
+        """Which pictures of packets ``start``, ``start`` + 1, ... are decoded: a bit for each, 0 for none.
+
+        Packets beyond are decoded whole; None if all are.
+
+        Parameters
+        ----------
+        index : FrameIndex
+        keep_references : bool
+            Keep what other pictures need, though no target does.
+        """
+        wanted = self.wanted
+        if wanted is None:
+            return None
+        if index.packet_counts:
+            return _core.needed_pictures(
+                index.packet_pictures, index.packet_counts, self.start, list(wanted), keep_references
+            )
         flags = index.packet_flags[self.start : self.stop + 1]
-        if self.wanted is None:
-            return len(flags)
-        spared = sum(1 for number in self.wanted if index.packet_flags[number] & DROPPABLE)
-        return len(flags) - sum(1 for flag in flags if flag & DROPPABLE) + spared
+        return [not flag & DROPPABLE or number in wanted for number, flag in enumerate(flags, self.start)]
+
+    def cost(self, index: FrameIndex) -> float:
+        """How many packets are decoded, of some perhaps a part."""
+        masks = self.masks(index)
+        total = min(self.stop + 1, len(index.packet_flags)) - self.start
+        if masks is None:
+            return total
+        return total - len(masks) + sum(_part(index, self.start + i, mask) for i, mask in enumerate(masks))
+
+
+def _part(index: FrameIndex, number: int, mask: int) -> float:
+    """Which part of a packet is decoded."""
+    count = index.packet_counts[number] if index.packet_counts else 1
+    return mask.bit_count() / count
 
 
 def make_pieces(index: FrameIndex, targets: Sequence[int]) -> Iterator[Piece]:
@@ -139,13 +169,13 @@ def summarize(index: FrameIndex, targets: Sequence[int], pixels: int) -> DecodeP
         else:
             begin = min(piece.start, position) if position == 0 else position
         decoded = 0
+        masks = piece.masks(index) or ()
         for number in range(begin, stop + 1):
-            droppable = flags[number] & DROPPABLE and number >= piece.start
-            if droppable and piece.wanted is not None and number not in piece.wanted:
-                dropped += 1
-                continue
-            decoded += 1
-            cost += sizes[number] + overhead
+            i = number - piece.start
+            part = _part(index, number, masks[i]) if 0 <= i < len(masks) else 1
+            decoded += part > 0
+            cost += (sizes[number] + overhead) * part
+        dropped += max(0, stop + 1 - begin - decoded)
         left = max(0, stop + 1 - begin - decoded)
         rows.append((index.sync_frame[piece.sync], len(piece.targets), decoded, left))
         kept += decoded

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mmcore import _core
 from mmcore.errors import DecodeError, UnsupportedError
 
 from .control import Control
@@ -58,12 +59,16 @@ class _Route:
         Without any, all packets are decoded.
     reads_on : bool
         Whether packets after the last piece are decoded, for the reads that follow.
+    index : FrameIndex, optional
+        What the pieces were made from.
     """
 
-    def __init__(self, pieces: Iterator[Piece], reads_on: bool) -> None:
+    def __init__(self, pieces: Iterator[Piece], reads_on: bool, index: FrameIndex | None = None) -> None:
         self._pieces = pieces
         self._reads_on = reads_on
+        self._index = index
         self._here: Piece | None = None  # whose packets are decoded
+        self._masks: Sequence[int] | None = None  # and which of them
         self._next: Piece | None = next(pieces, None)
         self._passed: deque[Piece] = deque()  # and not yet waited for
 
@@ -78,6 +83,8 @@ class _Route:
             return False
         self._here, self._next = self._next, next(self._pieces, None)
         self._passed.append(self._here)
+        assert self._index is not None
+        self._masks = self._here.masks(self._index, self.keeps_references)
         return True
 
     def leads_to(self, number: int) -> bool:
@@ -90,15 +97,37 @@ class _Route:
             self._advance()
         return True
 
-    def leads_past(self, number: int, pts: int, index: FrameIndex) -> bool:
-        """Whether droppable packet ``number`` may be dropped."""
-        piece = self._here
-        if piece is None or piece.wanted is None or not piece.start <= number <= piece.stop:
-            return False
+    @property
+    def keeps_references(self) -> bool:
+        """Whether frames of the piece at hand that are no targets may be asked for by the next read."""
+        return self._reads_on and self._next is None
+
+    def mask(self, number: int, pts: int) -> int:
+        """Which pictures of packet ``number`` to decode: a bit for each; -1 for all."""
+        piece, masks, index = self._here, self._masks, self._index
+        if piece is None or masks is None or index is None or not 0 <= number - piece.start < len(masks):
+            return -1
         # A frame after the last target is kept for the reads that follow.
-        return number not in piece.wanted and (
-            not self._reads_on or self._next is not None or pts < index.pts[piece.targets[-1]]
-        )
+        if self.keeps_references and pts >= index.pts[piece.targets[-1]]:
+            return -1
+        return masks[number - piece.start]
+
+    def end_of_piece(self) -> int:
+        """The pts of the first frame that needs nothing of the piece at hand."""
+        assert self._here is not None
+        assert self._index is not None
+        following, frames = self._here.sync + 1, self._index.sync_frame
+        return self._index.pts[frames[following]] if following < len(frames) else _NO_END
+
+
+def _with_pictures(packet: Packet[VideoStream], mask: int) -> Packet[VideoStream]:
+    """An AV1 packet without the pictures whose bit is 0."""
+    import av
+
+    content = _core.keep_av1_pictures(packet.buffer_ptr, packet.size, mask)
+    smaller: Any = av.Packet(content)
+    smaller.pts, smaller.dts, smaller.time_base = packet.pts, packet.dts, packet.time_base
+    return smaller  # type: ignore[no-any-return]
 
 
 class _Packets:
@@ -385,7 +414,7 @@ class FrameReader:
         reads_on = before is not None and (
             before == targets[0] - 1 or targets[0] > before >= index.sync_frame[first.sync]
         )
-        self._route = _Route(chain((first,), pieces), reads_on)
+        self._route = _Route(chain((first,), pieces), reads_on, index)
         for piece in self._route:
             if not self._reaches(piece):
                 self._start(piece.sync)
@@ -565,9 +594,16 @@ class FrameReader:
                     found = index.packet_number(pts)
                     number = number if found is None else found
                 self._order = number + 1
-                if flags[number] & DROPPABLE and route.leads_past(number, times[number], index):
-                    self._gap = max(self._gap, times[number])
-                    continue
+                mask = route.mask(number, times[number])
+                if mask >= 0:
+                    droppable = flags[number] & DROPPABLE
+                    if not mask:
+                        self._gap = max(self._gap, times[number] if droppable else route.end_of_piece() - 1)
+                        continue
+                    if index.packet_counts and mask.bit_count() < index.packet_counts[number]:
+                        if not route.keeps_references:
+                            self._gap = max(self._gap, route.end_of_piece() - 1)
+                        packet = _with_pictures(packet, mask)
             elif is_empty(packet):
                 continue
             else:
