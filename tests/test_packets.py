@@ -209,3 +209,17 @@ def test_needed_pictures_refuses_wrong_arguments() -> None:
         needed_pictures(pictures, array("B", [3, 2]), 0, [1])
     with pytest.raises(ValueError, match="pictures: expected contiguous integers of 2 bytes"):
         needed_pictures(counts, counts, 0, [1])
+
+
+def test_intra_tells_gradual_refreshes(tmp_path: Path) -> None:
+    """A key packet of a gradual refresh is no picture by itself; that of a group is."""
+    refresh = {"x264-params": "intra-refresh=1"}
+    for name, options, expected in (("intra.mp4", {}, {True}), ("gradual.mp4", refresh, {True, False})):
+        path = write_video(tmp_path / name, options=options)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            parser = PacketParser("h264", stream.codec_context.extradata)
+            keys = [p for p in container.demux(stream) if p.size and p.is_keyframe]
+            told = [parser.intra(p.buffer_ptr, p.buffer_size) for p in keys]
+        assert set(told) == expected
+        assert told[0]

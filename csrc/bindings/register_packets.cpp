@@ -54,7 +54,13 @@ void register_packets(py::module_& m) {
             return true;
           },
           py::arg("address"), py::arg("size"),
-          "Whether no other packet of the stream needs this one; instead of pictures(), not besides.");
+          "Whether no other packet of the stream needs this one; instead of pictures(), not besides.")
+      .def(
+          "intra",
+          [](const mmcore::PacketParser& parser, std::uintptr_t address, std::size_t size) {
+            return parser.intra(pointer(address), size);
+          },
+          py::arg("address"), py::arg("size"), "Whether the packet's picture is predicted from no other.");
   m.def(
       "needed_pictures",
       [](const py::buffer& pictures, const py::buffer& counts, std::size_t first,

@@ -20,6 +20,7 @@ class CodecParser {
   virtual ~CodecParser() = default;
   // Appends the packet's pictures. Appending none, or more than 32, stands for kNeededByAll.
   virtual void parse(Bytes packet, std::vector<CodedPicture>& pictures) = 0;
+  virtual bool intra(Bytes /*packet*/) const { return true; }
 };
 
 std::unique_ptr<CodecParser> make_h264_parser(Bytes extradata);

@@ -100,6 +100,19 @@ class H264Parser final : public CodecParser {
     if (alone && !units.damaged() && (frame || (top && bottom))) pictures.push_back(kNeededByNone);
   }
 
+  bool intra(Bytes packet) const override {
+    NalUnits units(packet, length_size_);
+    for (Bytes unit; units.next(unit);) {
+      const int type = unit[0] & 31;
+      if (type != kSlice && type != kSlicePartitionA) continue;
+      BitReader r(unit.from(1), true);
+      r.ue();                                    // first_mb_in_slice
+      const std::uint32_t slice = r.ue() % 5;    // 5 to 9: all slices of the picture are of this type
+      if (!r.ok() || (slice != 2 && slice != 4)) return false;  // I, SI
+    }
+    return true;
+  }
+
  private:
   enum class Structure { kUnknown, kFrame, kTopField, kBottomField };
 

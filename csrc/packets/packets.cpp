@@ -32,6 +32,10 @@ const std::vector<CodedPicture>& PacketParser::pictures(const std::uint8_t* data
   return pictures_;
 }
 
+bool PacketParser::intra(const std::uint8_t* data, std::size_t size) const {
+  return !parser_ || !data || parser_->intra({data, size});
+}
+
 std::vector<std::uint32_t> needed_pictures(const CodedStream& stream, std::size_t first,
                                            const std::vector<std::size_t>& targets, bool keep_references) {
   if (targets.empty()) return {};

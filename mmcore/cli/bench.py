@@ -20,6 +20,7 @@ class Suite(StrEnum):
 
     frames = "frames"
     decode = "decode"
+    sparse = "sparse"
     fusion = "fusion"
     losses = "losses"
 
@@ -35,8 +36,8 @@ def bench(
     suite: Annotated[
         Suite,
         typer.Argument(
-            help="frames: the kernel alone; decode: files to tensors, with peers;"
-            " fusion, losses: that op, forward and backward, with peers."
+            help="frames: the kernel alone; decode: files to tensors, with peers; sparse: some frames"
+            " of files, with peers; fusion, losses: that op, forward and backward, with peers."
         ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,

@@ -272,7 +272,9 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
                 flag = DROPPABLE if not fields and droppable(packet.buffer_ptr, size) else 0
             if packet.is_keyframe:
                 keys.append(len(pts))
-                flag |= KEY
+                # Where a gradual refresh begins, a decoder's picture may be wrong for some time.
+                if parser.intra(packet.buffer_ptr, size):
+                    flag |= KEY
             time, decode_time = packet.pts, packet.dts
             pts.append(NO_TIME if time is None else time)
             dts.append(NO_TIME if decode_time is None else decode_time)
@@ -371,6 +373,8 @@ def _set_sync_points(index: FrameIndex, dts: array[int], keys: list[int]) -> Non
     index.sync_pts[0] = next(t for t in pts if t != NO_TIME)
     index.sync_dts[0] = next((t for t in dts if t != NO_TIME), index.sync_pts[0])
     for k in keys:
+        if not index.packet_flags[k] & KEY:
+            continue
         time, decode_time = pts[k], dts[k]
         if k == 0 or time == NO_TIME:
             continue  # entry 0 is the file's start

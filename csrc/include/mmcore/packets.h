@@ -51,6 +51,10 @@ class PacketParser {
   // Valid until the next call.
   const std::vector<CodedPicture>& pictures(const std::uint8_t* data, std::size_t size);
 
+  // False if the packet's picture is predicted from others though it may be marked as a place to start from: a gradual
+  // refresh in H.264. Other formats have no such thing.
+  bool intra(const std::uint8_t* data, std::size_t size) const;
+
  private:
   std::unique_ptr<CodecParser> parser_;
   std::vector<CodedPicture> pictures_;
