@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "frames", "fusion", "losses")
+SUITES = ("decode", "sparse", "frames", "fusion", "losses")
 
 
 def run(
@@ -31,9 +31,9 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "frames", "fusion", "losses"}
-        "decode": files to tensors, end to end. "frames": the frames op alone. "fusion", "losses": that op,
-        forward and backward.
+    suite : {"decode", "sparse", "frames", "fusion", "losses"}
+        "decode": files to tensors, end to end. "sparse": some frames of files, and opening them. "frames":
+        the frames op alone. "fusion", "losses": that op, forward and backward.
     plot, json : None or path
         PNG plot and JSON record to write.
     quick : bool
@@ -70,7 +70,7 @@ def run(
     for path in (plot, json):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder; it must exist before a long run")
-    from bench import bench_decode, bench_frames, bench_fusion, bench_losses, report, timing
+    from bench import bench_decode, bench_frames, bench_fusion, bench_losses, bench_sparse, report, timing
 
     cores = timing.pin(threads)
     machine = timing.machine(cores)
@@ -84,6 +84,10 @@ def run(
             threads=threads,
             clock=clock,
             progress=progress,
+        )
+    elif suite == "sparse":
+        result = bench_sparse.run(
+            quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     elif suite in ("fusion", "losses"):
         measured = bench_fusion.SUITE if suite == "fusion" else bench_losses.SUITE

@@ -14,6 +14,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ["CODECS", "Clip", "cache_dir", "clip", "describe", "from_file"]
+__all__ = ["CODECS", "Clip", "cache_dir", "clip", "describe", "from_file", "long_clip"]
 
 CODECS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 """Short codec name to the encoder in PyAV's wheel."""
@@ -55,8 +56,12 @@ def cache_dir() -> Path:
     return Path(base) / "mmcore-bench"
 
 
-def clip(codec: str, width: int, height: int, frames: int = 300, fps: int = 30) -> Clip:
+def clip(
+    codec: str, width: int, height: int, frames: int = 300, fps: int = 30, gop: int | None = None
+) -> Clip:
     """Return the clip of this codec and size, encoding it on first use.
+
+    ``gop`` is the number of frames from key frame to key frame; by default it is left to the encoder.
 
     Raises
     ------
@@ -65,16 +70,59 @@ def clip(codec: str, width: int, height: int, frames: int = 300, fps: int = 30) 
     """
     if codec not in CODECS:
         raise ValueError(f"codec: expected one of {', '.join(CODECS)}, got {codec!r}")
-    key = hashlib.sha256(repr((_VERSION, codec, width, height, frames, fps)).encode()).hexdigest()[:8]
-    path = cache_dir() / f"{codec}_{width}x{height}_{frames}_{key}.mp4"
+    settings: tuple[Any, ...] = (_VERSION, codec, width, height, frames, fps)
+    if gop is not None:
+        settings += (gop,)
+    path = _cached(
+        f"{codec}_{width}x{height}_{frames}",
+        settings,
+        lambda part: _encode(part, CODECS[codec], width, height, frames, fps, gop),
+    )
+    return Clip(path, codec, width, height)
+
+
+def long_clip(hours: float = 2, codec: str = "h264", width: int = 128, height: int = 96) -> Clip:
+    """Return a long file of small pictures: one group of 60 frames over and over, muxed on first use."""
+    group = clip(codec, width, height, frames=60, gop=60)
+    copies = round(hours * 3600 / 2)
+    path = _cached(
+        f"{codec}_{width}x{height}_{hours:g}h",
+        (_VERSION, codec, width, height, hours),
+        lambda part: _repeat(group.path, part, copies),
+    )
+    return Clip(path, codec, width, height)
+
+
+def _cached(name: str, settings: tuple[Any, ...], make: Callable[[Path], None]) -> Path:
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    path = cache_dir() / f"{name}_{key}.mp4"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Encode aside and rename, so that an interrupted run leaves no half file in the cache.
+        # Made aside and renamed, so that an interrupted run leaves no half file in the cache.
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             part = Path(scratch) / path.name
-            _encode(part, CODECS[codec], width, height, frames, fps)
+            make(part)
             part.replace(path)
-    return Clip(path, codec, width, height)
+    return path
+
+
+def _repeat(source: Path, target: Path, copies: int) -> None:
+    """Copy the packets of ``source`` one after the other, ``copies`` times."""
+    import av
+
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream, opaque=True)
+        packets: list[Any] = [
+            (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in reader.demux(stream) if p.size
+        ]
+        length = sum(duration for _, _, _, duration, _ in packets)
+        for i in range(copies):
+            for data, pts, dts, duration, is_key in packets:
+                packet: Any = av.Packet(data)
+                packet.pts, packet.dts, packet.duration = pts + i * length, dts + i * length, duration
+                packet.time_base, packet.is_keyframe, packet.stream = stream.time_base, is_key, copy
+                writer.mux(packet)
 
 
 def from_file(path: Path) -> Clip:
@@ -111,7 +159,9 @@ def _canvas(rng: torch.Generator, height: int, width: int) -> tuple[torch.Tensor
     return (126 + 38 * luma).clamp(16, 235), (128 + 11 * chroma).clamp(16, 240)
 
 
-def _encode(path: Path, encoder: str, width: int, height: int, frames: int, fps: int) -> None:
+def _encode(
+    path: Path, encoder: str, width: int, height: int, frames: int, fps: int, gop: int | None
+) -> None:
     import av
 
     rng = torch.Generator().manual_seed(20240 + width)
@@ -124,6 +174,8 @@ def _encode(path: Path, encoder: str, width: int, height: int, frames: int, fps:
     stream: Any = container.add_stream(encoder, rate=fps)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.codec_context.time_base = Fraction(1, fps)
+    if gop is not None:
+        stream.codec_context.gop_size = gop
     scene = _canvas(rng, big_h, big_w)
     for i in range(frames):
         if i and i % _CUT == 0:

@@ -1,5 +1,7 @@
 """The competitors: each decodes a whole clip into one normalised float32 tensor (T, 3, 224, 224).
 
+``sparse_peers.py`` holds those that take single frames.
+
 Every one runs at the best settings found for it: one decoder thread unless asked otherwise, RGB frames handed
 over without a copy, torch's uint8 channels-last antialiased kernel (2.5 to 8 times faster than the other
 layouts and float), approximate seek mode in TorchCodec (a dense read needs no scan), chunks small enough to
@@ -21,11 +23,22 @@ import torch.nn.functional as F
 
 from bench.cases import MEAN, STD, Job
 
-__all__ = ["PEERS", "Competitor", "decode_raw", "frame_count", "mmcore_competitor", "transform"]
+__all__ = [
+    "CHROMA",
+    "PEERS",
+    "Competitor",
+    "Run",
+    "Sink",
+    "decode_raw",
+    "frame_count",
+    "mmcore_competitor",
+    "rgb_view",
+    "transform",
+]
 
 Run = Callable[[torch.Tensor | None], torch.Tensor]
 
-_CHUNK = 8  # frames fetched at a time from batch APIs
+CHUNK = 8  # frames fetched at a time from batch APIs
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Competitor:
         Name in tables.
     prepare : callable
         ``prepare(job, threads)`` gives ``run(out) -> Tensor``: opens, decodes and closes the clip; ``out`` is
-        written when given, else the result is freshly allocated.
+        written when given, else the result is freshly allocated. 0 threads: as many as the library likes.
     needs : str
         Module that must import, with what to install if it does not.
     mean_levels : float
@@ -75,12 +88,12 @@ def _pyav_frames(job: Job, threads: int) -> Iterator[Any]:
     with av.open(str(job.clip.path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
-        if threads > 1:
+        if threads != 1:
             stream.thread_type = "FRAME"
         yield from container.decode(stream)
 
 
-class _Sink:
+class Sink:
     """Collects RGB bytes: resize (torch, uint8, antialiased), crop, normalise, at ``index`` of the result."""
 
     def __init__(self, job: Job, frames: int, out: torch.Tensor | None, resize: bool) -> None:
@@ -123,7 +136,7 @@ def frame_count(job: Job) -> int:
     return _count(job.clip.path)
 
 
-def _rgb_view(frame: Any) -> torch.Tensor:
+def rgb_view(frame: Any) -> torch.Tensor:
     """(1, 3, H, W) view of an rgb24 PyAV frame, without a copy."""
     plane = frame.planes[0]
     data = torch.frombuffer(plane, dtype=torch.uint8)
@@ -137,9 +150,9 @@ def _pyav_torch(job: Job, threads: int) -> Run:
     def run(out: torch.Tensor | None) -> torch.Tensor:
         from av.video.reformatter import VideoReformatter
 
-        sink, reformatter = _Sink(job, frames, out, resize=True), VideoReformatter()
+        sink, reformatter = Sink(job, frames, out, resize=True), VideoReformatter()
         for frame in _pyav_frames(job, threads):
-            sink.put(_rgb_view(reformatter.reformat(frame, format="rgb24", threads=threads)))
+            sink.put(rgb_view(reformatter.reformat(frame, format="rgb24", threads=threads)))
         return sink.result()
 
     return run
@@ -152,12 +165,12 @@ def _pyav_swscale(job: Job, threads: int) -> Run:
     def run(out: torch.Tensor | None) -> torch.Tensor:
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        sink, reformatter = _Sink(job, frames, out, resize=False), VideoReformatter()
+        sink, reformatter = Sink(job, frames, out, resize=False), VideoReformatter()
         for frame in _pyav_frames(job, threads):
             small = reformatter.reformat(
                 frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR, threads=threads
             )
-            sink.put(_rgb_view(small))
+            sink.put(rgb_view(small))
         return sink.result()
 
     return run
@@ -178,9 +191,9 @@ def _torchcodec(job: Job, threads: int, own_transforms: bool) -> Run:
         decoder = VideoDecoder(
             str(job.clip.path), num_ffmpeg_threads=threads, seek_mode="approximate", **options
         )
-        sink = _Sink(job, frames, out, resize=not own_transforms)
-        for start in range(0, frames, _CHUNK):
-            batch = decoder.get_frames_in_range(start, min(start + _CHUNK, frames))
+        sink = Sink(job, frames, out, resize=not own_transforms)
+        for start in range(0, frames, CHUNK):
+            batch = decoder.get_frames_in_range(start, min(start + CHUNK, frames))
             sink.put(batch.data, cropped=own_transforms)
         return sink.result()
 
@@ -197,7 +210,7 @@ def _decord(job: Job, threads: int, own_resize: bool) -> Run:
         reader = decord.VideoReader(str(job.clip.path), ctx=decord.cpu(0), num_threads=threads, **size)
         if len(reader) != frames:
             raise AssertionError(f"decord counts {len(reader)} frames, expected {frames}")
-        sink = _Sink(job, frames, out, resize=not own_resize)
+        sink = Sink(job, frames, out, resize=not own_resize)
         for _ in range(frames):
             sink.put(torch.utils.dlpack.from_dlpack(reader.next().to_dlpack()).permute(2, 0, 1)[None])
         return sink.result()
@@ -212,9 +225,9 @@ def _opencv(job: Job, threads: int) -> Run:
     def run(out: torch.Tensor | None) -> torch.Tensor:
         import cv2
 
-        cv2.setNumThreads(threads)
+        cv2.setNumThreads(threads or -1)
         capture = cv2.VideoCapture(str(job.clip.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
-        sink = _Sink(job, frames, out, resize=False)
+        sink = Sink(job, frames, out, resize=False)
         while True:
             more, bgr = capture.read()
             if not more:
@@ -229,14 +242,14 @@ def _opencv(job: Job, threads: int) -> Run:
     return run
 
 
-_CHROMA = "replicated chroma, rounding to RGB bytes before and after the resize"
+CHROMA = "replicated chroma, rounding to RGB bytes before and after the resize"
 
 PEERS: tuple[Competitor, ...] = (
-    Competitor("PyAV rgb24 + torch", _pyav_torch, "av", 2.0, _CHROMA),
+    Competitor("PyAV rgb24 + torch", _pyav_torch, "av", 2.0, CHROMA),
     Competitor(
         "PyAV swscale resize", _pyav_swscale, "av", 3.0, "swscale's own bilinear filter, 14-bit weights"
     ),
-    Competitor("TorchCodec + torch", lambda j, t: _torchcodec(j, t, False), "torchcodec", 2.0, _CHROMA),
+    Competitor("TorchCodec + torch", lambda j, t: _torchcodec(j, t, False), "torchcodec", 2.0, CHROMA),
     Competitor(
         "TorchCodec transforms",
         lambda j, t: _torchcodec(j, t, True),
@@ -244,7 +257,7 @@ PEERS: tuple[Competitor, ...] = (
         3.0,
         "swscale's own bilinear filter, 14-bit weights",
     ),
-    Competitor("decord + torch", lambda j, t: _decord(j, t, False), "decord", 2.0, _CHROMA),
+    Competitor("decord + torch", lambda j, t: _decord(j, t, False), "decord", 2.0, CHROMA),
     Competitor(
         "decord resize",
         lambda j, t: _decord(j, t, True),

@@ -53,6 +53,7 @@ def table(result: dict[str, Any]) -> None:
     console.print(_header(result))
     tables = {
         "decode": _decode_tables,
+        "sparse": _sparse_tables,
         "frames": _frames_tables,
         "fusion": _step_tables,
         "losses": _step_tables,
@@ -116,6 +117,74 @@ def _at_least(value: float | None) -> str:
 
 def _gain(entry: dict[str, Any] | None) -> str:
     return "" if entry is None else f"{entry['times']:.2f} ({entry['best_peer']})"
+
+
+_SPARSE_TITLES = {
+    "sparse": "Some frames, times decoding to the last of them",
+    "dense": "All frames, times mmcore on one core",
+    "one frame": "Opening, one frame, closing: ms",
+    "long file": "A file of two hours, ms",
+}
+_SAVED = "mmcore saved index"
+
+
+def _sparse_tables(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    rows = result["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["competitors"]))
+    for group, title in _SPARSE_TITLES.items():
+        members = [row for row in rows if row["group"] == group]
+        if not members:
+            continue
+        unit = "times_yardstick" if group in ("sparse", "dense") else "ms"
+        t = Table(
+            title=f"{title}; {result['threads']} thread(s), {result['clock']} clock, median of "
+            f"{result['rounds']} interleaved rounds (quartiles)"
+        )
+        t.add_column("case")
+        for column in ("yardstick ms", "goal", *names):
+            t.add_column(column, justify="right", style="bold green" if column == "mmcore" else None)
+        for column in ("best peer / mmcore", "/ saved index", "goal"):
+            t.add_column(column, justify="right")
+        for row in members:
+            goals = row["goals"]
+            yardstick = row["yardstick_ms"]
+            t.add_row(
+                row["case"],
+                "" if yardstick is None else f"{yardstick[1]:.1f}",
+                _at_most(goals.get("times_yardstick", goals.get("milliseconds"))),
+                *(
+                    _quartiles(row["competitors"].get(n, {}).get(unit), short=n in _PEER_SHADES)
+                    for n in names
+                ),
+                *(_quartiles(row["over_best_peer"].get(n)) for n in ("mmcore", _SAVED)),
+                _at_least(goals.get("times_best_peer")),
+            )
+        console.print(t)
+    ways: dict[str, list[str]] = {}
+    for row in rows:
+        if row["best_peer"] is not None:
+            best = row["competitors"][row["best_peer"]]
+            ways.setdefault(f"{best['way']}, {best['threads'] or 'automatic'} thread(s)", []).append(
+                row["case"]
+            )
+    for way, cases in ways.items():
+        console.print(f"best peer: {way}: {', '.join(cases)}", style="dim", markup=False)
+    for row in rows:
+        for way, reason in row["excluded"].items():
+            console.print(f"excluded: {row['case']}: {way}: {reason}", style="yellow", markup=False)
+    if max(r["wall_over_cpu"] for r in rows) > 1.1 and result["clock"] == "wall" and result["threads"] == 1:
+        console.print(
+            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
+        )
+
+
+def _quartiles(values: Sequence[float] | None, short: bool = False) -> str:
+    if not values:
+        return ""
+    low, middle, high = (f"{v:.2f}" if v < 100 else f"{v:.0f}" for v in values)
+    return middle if short else f"{middle} ({low}-{high})"
 
 
 def _frames_tables(result: dict[str, Any], console: Any) -> None:
@@ -239,6 +308,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     with plt.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
         draw = {
             "decode": _decode_plot,
+            "sparse": _sparse_plot,
             "frames": _frames_plot,
             "fusion": _step_plot,
             "losses": _step_plot,
@@ -293,6 +363,99 @@ def _decode_plot(result: dict[str, Any], plt: Any) -> Any:
         result,
     )
     return figure
+
+
+_PEER_SHADES = {"PyAV": "#5f6c78", "TorchCodec": _PEER, "decord": "#cfd6dc", "OpenCV": "#d9b98c"}
+
+
+def _sparse_plot(result: dict[str, Any], plt: Any) -> Any:
+    colours = {"mmcore": _OURS, _SAVED: _OURS_SOFT, **_PEER_SHADES}
+    pairs: list[list[tuple[str, list[dict[str, Any]]]]] = []
+    for group in _SPARSE_TITLES:
+        panels: dict[str, list[dict[str, Any]]] = {}
+        for row in (r for r in result["rows"] if r["group"] == group):
+            panels.setdefault(row["clip"] if group == "sparse" else row["case"], []).append(row)
+        pairs += [list(panels.items())[i : i + 2] for i in range(0, len(panels), 2)]
+    # bars of a panel, and room between its groups and around it
+    sizes = [max(sum(len(r["competitors"]) + 0.8 for r in rows) for _, rows in pair) for pair in pairs]
+    height = sum(0.19 * size + 0.6 for size in sizes) + 1.6
+    figure, axes = plt.subplots(
+        len(pairs), 2, figsize=(14.4, height), squeeze=False, height_ratios=[0.19 * s + 0.6 for s in sizes]
+    )
+    for line, pair in zip(axes, pairs, strict=True):
+        for axis in line[len(pair) :]:
+            axis.set_visible(False)
+        for axis, (name, rows) in zip(line, pair, strict=False):
+            _sparse_panel(axis, name, rows, colours)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    goal = plt.Line2D([], [], color=_INK, lw=2)
+    figure.legend(
+        [*handles, goal],
+        [*colours, "goal for mmcore"],
+        frameon=False,
+        fontsize=9.5,
+        ncols=len(handles) + 1,
+        loc="upper left",
+        borderaxespad=0,
+        bbox_to_anchor=(0.006, 1 - 0.84 / height),
+    )
+    _titles(
+        figure,
+        height,
+        "A few frames of a video file to normalised float32",
+        "Opening and closing included. Dashed line: decoding to the last target with PyAV, one thread, no "
+        "conversion (all frames: mmcore on one core). Left of the bars: the best peer's time / mmcore's.\n"
+        f"{result['threads']} thread(s), medians of {result['rounds']} interleaved rounds; of each library "
+        "the best way found; k targets are numpy.linspace(0, n - 1, k).round().",
+        result,
+        lines=4,
+    )
+    return figure
+
+
+def _sparse_panel(axis: Any, name: str, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+    unit = "times_yardstick" if rows[0]["group"] in ("sparse", "dense") else "ms"
+    end, room, ticks = 0.0, 0.0, []
+    for row in rows:
+        start = end
+        entries = row["competitors"]
+        for library in (n for n in colours if n in entries):
+            value = entries[library][unit][1]
+            ours = library == "mmcore"
+            axis.barh(end, value, height=0.9, color=colours[library])
+            goal = row["goals"].get({"mmcore": "times_yardstick", _SAVED: "milliseconds"}.get(library))
+            if goal is not None:
+                axis.plot([goal, goal], [end - 0.45, end + 0.45], color=_INK, lw=2)
+            axis.annotate(
+                f"{value:.2f}" if value < 100 else f"{value:.0f}",
+                (max(value, goal or 0), end),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if ours else "normal",
+                color=_INK if ours else _QUIET,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
+            )
+            room = max(room, value, goal or 0)
+            end += 1
+        gain = row["over_best_peer"].get("mmcore")
+        label = row["case"].removeprefix(row["clip"]).strip()
+        ticks.append(((start + end - 1) / 2, f"{label}\n{gain[1]:.2f}x" if gain else label))
+        end += 0.8
+    if unit == "times_yardstick":
+        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)), zorder=2)
+    axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axis.set_ylim(end - 0.9, -0.9)
+    axis.set_xlim(0, room * 1.12)
+    if rows[0]["group"] == "long file":
+        axis.set_xscale("log")
+        axis.set_xlim(5, room * 2)
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    yardstick = "" if rows[-1]["yardstick_ms"] is None else f"   ({rows[-1]['yardstick_ms'][1]:.1f} ms)"
+    text = "times the dashed line" + yardstick if unit == "times_yardstick" else "milliseconds"
+    axis.set_title(f"{name}: {text}", loc="left", fontsize=10.5, color=_INK)
 
 
 def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
