@@ -10,16 +10,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mmcore.errors import DecodeError
 
 from .control import Cancelled, Control
-from .plan import Piece, make_pieces
+from .index import FrameIndex
+from .plan import make_pieces
 from .reader import FrameReader
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ _FRAME_THREAD_LOSS = 1.25
 _FRAME_THREAD_DELAY = 2
 _SECONDS_PER_PIXEL = 1e-9  # of decoding: until it is measured
 _OPENING_SECONDS = 3e-3  # of one more decoder
-# Groups that are looked at to decide; more are alike.
+# Jobs that are looked at to decide; more are alike.
 _LOOK_AHEAD = 16
+# Packets of a job at least: handing one over costs as much as decoding a few.
+_JOB_PACKETS = 8
+# Packets from which on the time that they took tells something.
+_LEAST_MEASURED = 8
 
 
 # How to stop each run that is under way, and its process.
@@ -67,7 +74,9 @@ class DecoderTeam:
     def __init__(self, reader: FrameReader, num_threads: int) -> None:
         self.reader = reader
         self.num_threads = num_threads
-        self._seconds = {"one": _SECONDS_PER_PIXEL * reader.pixels}  # per packet: measured
+        # Of one thread per packet, and what frame threads lose of what they could gain: measured.
+        self._seconds = _SECONDS_PER_PIXEL * reader.pixels
+        self._frame_thread_loss = _FRAME_THREAD_LOSS
         self._reset([reader])
 
     def _reset(self, idle: list[FrameReader]) -> None:
@@ -163,11 +172,11 @@ class DecoderTeam:
         self._check_pid()
         self._running.add(control)
         try:
-            alone, pieces, workers = self._divide(targets)
+            alone, threads, jobs, workers = self._divide(targets)
             if alone is not None:
-                yield from self._run_alone(*alone, work, control)
-            if pieces is not None:
-                yield from self._run_together(pieces, workers, work, control, capacity)
+                yield from self._run_alone(alone, threads, work, control)
+            if jobs is not None:
+                yield from self._run_together(jobs, workers, work, control, capacity)
         except Cancelled:
             raise ValueError(
                 f"{self.reader.source.name}: the decoder was closed while frames were read"
@@ -175,19 +184,16 @@ class DecoderTeam:
         finally:
             self._running.discard(control)
 
-    def _divide(
-        self, targets: Sequence[int]
-    ) -> tuple[tuple[Sequence[int], int] | None, Iterator[Piece] | None, int]:
+    def _divide(self, targets: Sequence[int]) -> tuple[_Job | None, int, Iterator[_Job] | None, int]:
         """What to read with one decoder first, on how many threads; then what to share among how many."""
         reader, threads = self.reader, self.num_threads
         index = reader.index
         planned = index.exact and not index.counted and bool(index.frame_packet)
         if threads == 1 or not planned or len(targets) == 1:
-            return (targets, 1), None, 0
-        pieces = make_pieces(index, targets)
-        head = list(itertools.islice(pieces, _LOOK_AHEAD))
-        packets = [piece.cost(index) for piece in head]
-        seconds = [n * self._seconds["one"] for n in packets]
+            return _Job(targets, 0), 1, None, 0
+        jobs = _make_jobs(index, targets)
+        head = list(itertools.islice(jobs, _LOOK_AHEAD))
+        seconds = [job.packets * self._seconds for job in head]
         workers = min(threads, len(head)) if reader.source.is_shareable else 1
         opened = sum(1 for r in self._idle if r.num_threads == 1 and r.container is not None)
         opening = _OPENING_SECONDS if opened < workers else 0.0
@@ -197,7 +203,7 @@ class DecoderTeam:
         else:
             shared = min(
                 (
-                    sum(self._threaded_seconds(n) for n in packets[:first])
+                    sum(self._threaded_seconds(job.packets) for job in head[:first])
                     + opening
                     + _makespan(seconds[first:], workers),
                     first,
@@ -205,52 +211,78 @@ class DecoderTeam:
                 for first in range(min(workers, len(head)) if can_thread else 1)
             )
         single = sum(seconds)
-        threaded = self._threaded_seconds(sum(packets), len(head)) if can_thread else float("inf")
+        packets = sum(job.packets for job in head)
+        threaded = self._threaded_seconds(packets, len(head)) if can_thread else math.inf
         if workers > 1 and shared[0] < min(single, threaded):
-            first = shared[1]
-            count = sum(len(piece.targets) for piece in head[:first])
-            return (
-                (targets[:count], threads) if first else None,
-                itertools.chain(head[first:], pieces),
-                workers,
-            )
-        return (targets, threads if threaded < single else 1), None, 0
+            before, rest = head[: shared[1]], head[shared[1] :]
+            alone = None
+            if before:
+                count = sum(len(job.targets) for job in before)
+                alone = _Job(targets[:count], sum(job.packets for job in before))
+            return alone, threads, itertools.chain(rest, jobs), workers
+        if len(head) == _LOOK_AHEAD:
+            packets = 0.0  # of all jobs it is not known
+        return _Job(targets, packets), threads if threaded < single else 1, None, 0
 
     def _threaded_seconds(self, num_packets: float, num_starts: int = 1) -> float:
         """How long one decoder with frame threads takes."""
         delay = num_starts * _FRAME_THREAD_DELAY
-        loss = self._seconds.get("threaded loss", _FRAME_THREAD_LOSS)
-        return self._seconds["one"] * (num_packets * loss / self.num_threads + delay)
+        return self._seconds * (num_packets * self._frame_thread_loss / self.num_threads + delay)
+
+    def _measured(self, packets: float, threads: int, seconds: float) -> None:
+        """Learn from how long ``packets`` took."""
+        if packets < _LEAST_MEASURED:
+            return
+        if threads == 1:
+            self._seconds += (seconds / packets - self._seconds) / 2
+        else:
+            busy = packets / threads + _FRAME_THREAD_DELAY
+            loss = min(max(seconds / self._seconds / busy, 1.0), float(threads))
+            self._frame_thread_loss += (loss - self._frame_thread_loss) / 2
+
+    def _read(
+        self, reader: FrameReader, job: _Job, control: Control
+    ) -> Iterator[tuple[int, VideoFrame | DecodeError]]:
+        """Read a job's frames, and measure how long that takes."""
+        frames, spent = reader.read(job.targets, control), 0.0
+        while True:
+            begin = time.perf_counter()
+            found = next(frames, None)
+            spent += time.perf_counter() - begin
+            if found is None:
+                break
+            yield found
+        self._measured(job.packets, reader.num_threads, spent)
 
     def _run_alone(
         self,
-        targets: Sequence[int],
+        job: _Job,
         threads: int,
         work: Callable[[int, VideoFrame], _Value],
         control: Control,
     ) -> Iterator[tuple[int, _Value | DecodeError]]:
-        with self.lend(targets, threads) as reader:
-            for target, frame in reader.read(targets, control):
+        with self.lend(job.targets, threads) as reader:
+            for target, frame in self._read(reader, job, control):
                 yield target, frame if isinstance(frame, DecodeError) else work(target, frame)
 
     def _run_together(
         self,
-        pieces: Iterator[Piece],
+        jobs: Iterator[_Job],
         workers: int,
         work: Callable[[int, VideoFrame], _Value],
         control: Control,
         capacity: int | None,
     ) -> Iterator[tuple[int, _Value | DecodeError]]:
         shelf: _Shelf[tuple[int, _Value | DecodeError]] = _Shelf(
-            pieces, workers, None if capacity is None else max(1, capacity // (2 * workers))
+            jobs, workers, None if capacity is None else max(1, capacity // (2 * workers))
         )
 
         def decode() -> None:
             with self.lend() as reader:
-                while (job := shelf.take()) is not None:
-                    number, piece = job
+                while (taken := shelf.take()) is not None:
+                    number, job = taken
                     try:
-                        for target, frame in reader.read(piece.targets, control):
+                        for target, frame in self._read(reader, job, control):
                             value = frame if isinstance(frame, DecodeError) else work(target, frame)
                             shelf.put(number, (target, value))
                     except BaseException as error:
@@ -278,6 +310,27 @@ class DecoderTeam:
             stop()
 
 
+class _Job(NamedTuple):
+    """Frames for one decoder, and about how many packets it decodes for them; 0 if that is not known."""
+
+    targets: Sequence[int]
+    packets: float
+
+
+def _make_jobs(index: FrameIndex, targets: Sequence[int]) -> Iterator[_Job]:
+    """Divide ascending ``targets`` between groups of pictures, into parts that are worth a decoder."""
+    begin = end = 0
+    packets = 0.0
+    for piece in make_pieces(index, targets):
+        end += len(piece.targets)
+        packets += piece.cost(index)
+        if packets >= _JOB_PACKETS:
+            yield _Job(targets[begin:end], packets)
+            begin, packets = end, 0.0
+    if begin < end:
+        yield _Job(targets[begin:end], packets)
+
+
 def _makespan(seconds: Sequence[float], workers: int) -> float:
     """When the last of several jobs ends that are handed out in order."""
     free = [0.0] * workers
@@ -294,7 +347,7 @@ class _Shelf(Generic[_Value]):
     taken. The first job that is not finished is always being served, so nothing waits for ever.
     """
 
-    def __init__(self, jobs: Iterator[Piece], workers: int, capacity: int | None) -> None:
+    def __init__(self, jobs: Iterator[_Job], workers: int, capacity: int | None) -> None:
         self._jobs = enumerate(jobs)
         self._capacity = capacity
         self._window = None if capacity is None else 2 * workers  # jobs begun and not yet taken away
@@ -305,7 +358,7 @@ class _Shelf(Generic[_Value]):
         self._count: int | None = None  # of the jobs, once known
         self._closed = False
 
-    def take(self) -> tuple[int, Piece] | None:
+    def take(self) -> tuple[int, _Job] | None:
         """The next job and its number; None if there is none."""
         with self._changed:
             while True:

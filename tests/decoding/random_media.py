@@ -37,6 +37,7 @@ _TURNS = (
     *("libvpx-vp9", "libx265", "libx264", "mpeg4", "libsvtav1", "libx264", "libx265", "mjpeg", "libvpx"),
 )
 _EDITABLE = ("mp4", "mov")  # containers with edit lists
+_JOINABLE = ("ts", "h264", "hevc")  # two files, one after the other, are a file
 UNTIMED = ("avi", "mpg", "h264", "hevc")
 """Containers that do not carry the times of reordered frames."""
 
@@ -77,6 +78,8 @@ class Recipe:
         Milliseconds at the beginning that an edit list hides.
     twice : bool
         The file is appended to itself, so that its times start again.
+    second : dict
+        If not empty, what the encoder's options change to in the middle of the file.
     features : tuple of str
         Names of what is special, to see that the seeds cover it.
     """
@@ -97,6 +100,7 @@ class Recipe:
     first_packet: int = 0
     hidden_ms: int = 0
     twice: bool = False
+    second: dict[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
 
     @property
@@ -160,6 +164,15 @@ def draw(seed: int) -> Recipe:
     elif feature("starts anywhere", 0.2, container not in UNTIMED and encoder != "libsvtav1"):
         first_packet = rng.choice((1, 2, rng.randint(1, 25)))
     sound = feature("sound", 0.15, container in ("mp4", "mkv", "ts", "mov"))
+    second: dict[str, str] = {}
+    if feature("new parameters", 0.3, container in _JOINABLE):
+        second = _ENCODERS[encoder](rng, lambda name, chance: rng.random() < chance)
+    if feature("slices", 0.2, encoder == "libx264"):
+        options["x264-params"] += ":slices=3"
+    if feature("film grain", 0.2, encoder == "libsvtav1"):
+        options["svtav1-params"] += ":film-grain=8"
+    if feature("overlays", 0.3, "pred-struct=2" in options.get("svtav1-params", "")):
+        options["svtav1-params"] += ":enable-overlays=1"
     return Recipe(
         seed,
         encoder,
@@ -177,6 +190,7 @@ def draw(seed: int) -> Recipe:
         first_packet,
         hidden_ms,
         twice,
+        second,
         tuple(features),
     )
 
@@ -330,24 +344,41 @@ def _cut(recipe: Recipe, whole: Path, path: Path) -> None:
 
 
 def _encode(recipe: Recipe, path: Path, muxer: dict[str, str]) -> None:
+    count = len(recipe.times)
+    if not recipe.second:
+        _encode_part(recipe, path, muxer, recipe.options, range(count))
+        return
+    content = b""
+    for options, numbers in (
+        (recipe.options, range(count // 2)),
+        (recipe.second, range(count // 2, count)),
+    ):
+        _encode_part(recipe, path, muxer, options, numbers)
+        content += path.read_bytes()
+    path.write_bytes(content)
+
+
+def _encode_part(
+    recipe: Recipe, path: Path, muxer: dict[str, str], options: dict[str, str], numbers: range
+) -> None:
     with av.open(str(path), "w", container_options=muxer) as output:
         rate = 25 if recipe.time_base == _FREE else 1 / recipe.time_base
-        stream: Any = output.add_stream(recipe.encoder, rate=rate, options=dict(recipe.options))
+        stream: Any = output.add_stream(recipe.encoder, rate=rate, options=dict(options))
         stream.height, stream.width, stream.pix_fmt = *recipe.size, recipe.pix_fmt
         codec = stream.codec_context
         codec.gop_size, codec.thread_count, codec.time_base = recipe.gop, 1, recipe.time_base
         sound: Any = output.add_stream("mp2", rate=16000) if recipe.sound else None
-        played = 0
-        for i, time in enumerate(recipe.times):
+        begin, played = recipe.times[numbers[0]] * recipe.time_base, 0
+        for i in numbers:
             frame = _frame(recipe, i)
-            frame.pts, frame.time_base = time, recipe.time_base
+            frame.pts, frame.time_base = recipe.times[i], recipe.time_base
             if i in recipe.key_frames:
                 frame.pict_type = av.video.frame.PictureType.I
             output.mux(stream.encode(frame))
-            while sound is not None and played / 16000 < (time - recipe.times[0]) * recipe.time_base:
+            while sound is not None and played / 16000 < frame.pts * recipe.time_base - begin:
                 silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
                 silence.sample_rate, silence.time_base = 16000, Fraction(1, 16000)
-                silence.pts = played + int(recipe.times[0] * recipe.time_base * 16000)
+                silence.pts = played + int(begin * 16000)
                 output.mux(sound.encode(silence))
                 played += 1152
         output.mux(stream.encode(None))

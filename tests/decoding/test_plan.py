@@ -164,3 +164,40 @@ def test_plan_needs_the_table_of_packets(grouped: Path, cached_media: Callable) 
         VideoDecoder(counted).plan([3])
     with pytest.raises(IndexError, match="indices"):
         VideoDecoder(grouped).plan([90])
+
+
+def write_av1(path: Path) -> None:
+    """90 frames of AV1 in pyramids, groups of 45."""
+    options = {"preset": "10", "svtav1-params": "hierarchical-levels=4:lp=1"}
+    write_video(path, "libsvtav1", num_frames=90, gop=45, size=(96, 128), options=options)
+
+
+@pytest.fixture
+def pyramid(cached_media: Callable) -> Path:
+    path: Path = cached_media("pyramid.mp4", write_av1)
+    return path
+
+
+@pytest.mark.parametrize("indices", [[0], [7], [44], [89], [3, 20, 21, 60], list(range(0, 90, 13))])
+def test_av1_decodes_what_the_targets_depend_on(indices: list[int], pyramid: Path) -> None:
+    decoder = VideoDecoder(pyramid)
+    plan = decoder.plan(indices)
+    assert packets_decoded(pyramid, indices) == plan.kept
+    index = decoder._index
+    assert len(index.packet_counts) == len(index.packet_pts)
+    assert sum(index.packet_counts) == len(index.packet_pictures) >= len(index.packet_counts)
+    droppable = sum(1 for flag in index.packet_flags if flag & DROPPABLE)
+    if len(indices) > 3:
+        assert plan.dropped > 0
+        assert plan.kept < 90 - droppable + len(indices)
+
+
+def test_av1_reads_on_after_references_were_dropped(pyramid: Path) -> None:
+    expected = VideoDecoder(pyramid, num_threads=1)[:]
+    decoder = VideoDecoder(pyramid, num_threads=1)
+    for i in (7, 8, 9, 30, 12, 13, 44, 45, 46, 20, 80, 81):
+        assert torch.equal(decoder[i], expected[i]), i
+    for first in range(3, 80, 11):
+        assert torch.equal(decoder[first : first + 11 : 4], expected[first : first + 11 : 4])
+    for i in range(0, 90, 5):
+        assert torch.equal(decoder[i], expected[i])

@@ -37,6 +37,7 @@ FEATURES = {
     *("hidden frames", "error resilient", "interlaced", "ten bit", "forced key frames", "forced IDR"),
     *("scene cuts", "variable frame rate", "late start", "clock wraps around", "fragments", "no edit list"),
     *("negative composition offsets", "live", "edit list", "starts anywhere", "starts again", "sound"),
+    *("new parameters", "slices", "film grain", "overlays"),
 }
 
 
