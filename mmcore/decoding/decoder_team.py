@@ -82,7 +82,7 @@ class DecoderTeam:
     def _reset(self, idle: list[FrameReader]) -> None:
         self._idle = idle
         self._running: set[Control] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finished run may be collected while it is held
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class DecoderTeam:
         for reader in idle:
             reader.close()
         with self._lock:
-            self._idle = idle
+            self._idle += idle
 
     def _check_pid(self) -> None:
         if self._pid != os.getpid():
@@ -170,7 +170,8 @@ class DecoderTeam:
             return
         control = Control(timeout, self.reader.source.name)
         self._check_pid()
-        self._running.add(control)
+        with self._lock:
+            self._running.add(control)
         try:
             alone, threads, jobs, workers = self._divide(targets)
             if alone is not None:
@@ -182,7 +183,8 @@ class DecoderTeam:
                 f"{self.reader.source.name}: the decoder was closed while frames were read"
             ) from None
         finally:
-            self._running.discard(control)
+            with self._lock:
+                self._running.discard(control)
 
     def _divide(self, targets: Sequence[int]) -> tuple[_Job | None, int, Iterator[_Job] | None, int]:
         """What to read with one decoder first, on how many threads; then what to share among how many."""
