@@ -57,7 +57,7 @@ def plain_decode(path: Path) -> Truth | None:
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         assert stream is not None
-        codec = stream.codec_context
+        codec: Any = stream.codec_context
         codec.thread_count = 1
         for packet in container.demux(stream):
             if not packet.size and packet.dts is not None:
@@ -74,7 +74,9 @@ def plain_decode(path: Path) -> Truth | None:
     if not frames:
         return None
     timed = path.suffix[1:] not in random_media.UNTIMED and len(set(times) - {None}) == len(times)
-    return Truth(torch.stack(frames), [t or 0.0 for t in times], timed)
+    # Files joined to one may overlap in time by some frames, which a decoder gives in the files' order.
+    order = sorted(range(len(frames)), key=times.__getitem__) if timed else range(len(frames))
+    return Truth(torch.stack([frames[i] for i in order]), [times[i] or 0.0 for i in order], timed)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Case:
 def draw_case(rng: random.Random, decoder: mmcore.VideoDecoder, seconds: list[float]) -> Case:
     """Draw a call; ``seconds`` are the times of all frames."""
     count = len(seconds)
-    keys = decoder.frame_times.key_frames.tolist()
+    # not the metadata, whose first access decodes a frame
+    keys: list[int] = decoder.frame_times.key_frames.tolist()
+    end = seconds[-1] + decoder.frame_times.duration_seconds[-1].item()
 
     def anywhere() -> int:
         """A frame, often near an entry point, where the mistakes are."""
@@ -101,7 +105,7 @@ def draw_case(rng: random.Random, decoder: mmcore.VideoDecoder, seconds: list[fl
         return [anywhere() for _ in range(rng.randint(1, 12))]
 
     def moment(i: int) -> float:
-        until = seconds[i + 1] if i + 1 < count else decoder.metadata.end_stream_seconds
+        until = seconds[i + 1] if i + 1 < count else end
         return seconds[i] + rng.choice((0.0, 0.0, 0.3, 0.9)) * (until - seconds[i])
 
     kind = rng.randrange(11)
@@ -124,8 +128,8 @@ def draw_case(rng: random.Random, decoder: mmcore.VideoDecoder, seconds: list[fl
         wanted = torch.linspace(0, count - 1, number).round().int().tolist()
         return Case("get_frames_at", (wanted,), wanted)
     if kind == 5:
-        ends = [rng.choice((None, rng.randint(-count - 3, count + 3))) for _ in range(2)]
-        part = slice(*ends, rng.choice((None, 1, 2, 7, -1, -3)))
+        start, stop = (rng.choice((None, rng.randint(-count - 3, count + 3))) for _ in range(2))
+        part = slice(start, stop, rng.choice((None, 1, 2, 7, -1, -3)))
         return Case("__getitem__", (part,), list(range(count))[part])
     if kind == 6:
         start, stop = sorted((anywhere(), rng.randint(0, count)))
