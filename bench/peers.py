@@ -30,9 +30,11 @@ __all__ = [
     "Run",
     "Sink",
     "decode_raw",
+    "decord_reader",
     "frame_count",
     "mmcore_competitor",
     "rgb_view",
+    "torchcodec_transforms",
     "transform",
 ]
 
@@ -184,10 +186,7 @@ def _torchcodec(job: Job, threads: int, own_transforms: bool) -> Run:
 
         options: dict[str, Any] = {}
         if own_transforms:
-            from torchcodec.transforms import CenterCrop, Resize
-
-            steps = [Resize(job.resize)] if job.resize else []
-            options["transforms"] = [*steps, CenterCrop(job.box[2:])] if job.crop else steps
+            options["transforms"] = torchcodec_transforms(job)
         decoder = VideoDecoder(
             str(job.clip.path), num_ffmpeg_threads=threads, seek_mode="approximate", **options
         )
@@ -200,14 +199,27 @@ def _torchcodec(job: Job, threads: int, own_transforms: bool) -> Run:
     return run
 
 
+def torchcodec_transforms(job: Job) -> list[Any]:
+    """TorchCodec's own resize and crop."""
+    from torchcodec.transforms import CenterCrop, Resize
+
+    steps = [Resize(job.resize)] if job.resize else []
+    return [*steps, CenterCrop(job.box[2:])] if job.crop else steps
+
+
+def decord_reader(job: Job, threads: int, own_resize: bool) -> Any:
+    """Decord's reader of the job's clip, resizing by itself if told."""
+    import decord
+
+    size = {"height": job.size[0], "width": job.size[1]} if own_resize and job.resize else {}
+    return decord.VideoReader(str(job.clip.path), ctx=decord.cpu(0), num_threads=threads, **size)
+
+
 def _decord(job: Job, threads: int, own_resize: bool) -> Run:
     frames = frame_count(job)
 
     def run(out: torch.Tensor | None) -> torch.Tensor:
-        import decord
-
-        size = {"height": job.size[0], "width": job.size[1]} if own_resize and job.resize else {}
-        reader = decord.VideoReader(str(job.clip.path), ctx=decord.cpu(0), num_threads=threads, **size)
+        reader = decord_reader(job, threads, own_resize)
         if len(reader) != frames:
             raise AssertionError(f"decord counts {len(reader)} frames, expected {frames}")
         sink = Sink(job, frames, out, resize=not own_resize)

@@ -15,7 +15,17 @@ import torch
 
 from bench import media
 from bench.cases import Job
-from bench.peers import CHROMA, CHUNK, Competitor, Run, Sink, rgb_view, transform
+from bench.peers import (
+    CHROMA,
+    CHUNK,
+    Competitor,
+    Run,
+    Sink,
+    decord_reader,
+    rgb_view,
+    torchcodec_transforms,
+    transform,
+)
 
 __all__ = ["SPARSE_PEERS", "decode_to_last", "mmcore_sparse"]
 
@@ -95,10 +105,7 @@ def _torchcodec(job: Job, threads: int, seek_mode: Any, own_transforms: bool = F
 
         options: dict[str, Any] = {}
         if own_transforms:
-            from torchcodec.transforms import CenterCrop, Resize
-
-            steps = [Resize(job.resize)] if job.resize else []
-            options["transforms"] = [*steps, CenterCrop(job.box[2:])] if job.crop else steps
+            options["transforms"] = torchcodec_transforms(job)
         decoder = VideoDecoder(str(job.clip.path), num_ffmpeg_threads=threads, seek_mode=seek_mode, **options)
         sink = Sink(job, len(targets), out, resize=not own_transforms)
         for chunk in _chunks(targets):
@@ -112,10 +119,7 @@ def _decord(job: Job, threads: int, own_resize: bool) -> Run:
     targets = _targets(job)
 
     def run(out: torch.Tensor | None) -> torch.Tensor:
-        import decord
-
-        size = {"height": job.size[0], "width": job.size[1]} if own_resize and job.resize else {}
-        reader = decord.VideoReader(str(job.clip.path), ctx=decord.cpu(0), num_threads=threads, **size)
+        reader = decord_reader(job, threads, own_resize)
         sink = Sink(job, len(targets), out, resize=not own_resize)
         for chunk in _chunks(targets):
             batch = torch.utils.dlpack.from_dlpack(reader.get_batch(chunk).to_dlpack())

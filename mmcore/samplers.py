@@ -92,6 +92,8 @@ def seeded_random(*parts: str | int) -> random.Random:
 
 @dataclass(frozen=True)
 class Uniform(Sampler):
+    """What :func:`uniform` makes."""
+
     num_frames: int
     mode: str = "ends"
     short: str = "repeat"
@@ -151,6 +153,8 @@ def uniform(n: int, *, mode: str = "ends", short: str = "repeat") -> Sampler:
 
 @dataclass(frozen=True)
 class Every(Sampler):
+    """What :func:`every` makes."""
+
     step: int
 
     def choose(self, decoder: Frames, key: str | int, epoch: int) -> list[int]:
@@ -170,6 +174,8 @@ def every(k: int) -> Sampler:
 
 @dataclass(frozen=True)
 class KeyFrames(Sampler):
+    """What :func:`keyframes` makes."""
+
     max_frames: int | None = None
 
     def choose(self, decoder: Frames, key: str | int, epoch: int) -> list[int]:
@@ -197,6 +203,8 @@ def keyframes(max_frames: int | None = None) -> Sampler:
 
 @dataclass(frozen=True)
 class AtFps(Sampler):
+    """What :func:`at_fps` makes."""
+
     fps: float
     min_frames: int | None = None
     max_frames: int | None = None

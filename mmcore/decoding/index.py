@@ -357,7 +357,8 @@ def _shown_by_packets(
     got: set[int] = set()
     first = None  # at or after the key frame: a gradual refresh may show nothing for some time
     for frame in decode_all(*reopen()):
-        if frame.pts is None or (frame.pts not in head and frame.pts <= until):
+        # Without its references a picture may come out twice.
+        if frame.pts is None or frame.pts in got or (frame.pts not in head and frame.pts <= until):
             return None
         got.add(frame.pts)
         if frame.pts >= until:

@@ -17,13 +17,15 @@ from mmcore import _core
 
 from .index import DROPPABLE, FrameIndex
 
-__all__ = ["SEEK_COST", "DecodePlan", "Piece", "make_pieces", "summarize"]
+__all__ = ["NO_END", "SEEK_COST", "DecodePlan", "Piece", "make_pieces", "summarize"]
 
 # A seek costs about as much as decoding this many frames: skipping fewer is cheaper by decoding on.
 SEEK_COST = 3
-_NO_END = 1 << 62
-# Decoding a packet costs as much per pixel as this many of its bytes: fitted to H.264, HEVC and AV1.
-_BYTES_PER_PIXEL = 0.03
+NO_END = 1 << 62
+# What decoding a packet takes whatever its size, per pixel, as a number of its bytes: fitted to the times of
+# single packets of the benchmarks' clips, encoded at defaults.
+_BYTES_PER_PIXEL = {"h264": 0.035, "hevc": 0.012, "av1": 0.004, "vp9": 0.013}
+_BYTES_PER_PIXEL_OF_OTHERS = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +99,7 @@ def make_pieces(index: FrameIndex, targets: Sequence[int]) -> Iterator[Piece]:
         start = index.sync_order[sync]
         packets = index.frame_packet
         if not packets:  # which packet holds which frame is not known
-            yield Piece(sync, start, _NO_END, group, None)
+            yield Piece(sync, start, NO_END, group, None)
         elif group[-1] - group[0] + 1 == len(group):
             last = max(range(group[0], group[-1] + 1), key=packets.__getitem__)
             dense = group[0] == index.sync_frame[sync]
@@ -126,7 +128,7 @@ class DecodePlan:
     skipped : int
         Packets that are passed over: before a key frame, or after the last one that its group's frames need.
     seeks : int
-        How often the file's position is changed.
+        How often decoding begins at a key frame other than the first.
     pieces : tuple of (int, int, int, int)
         For each run of packets: the first frame that it could show, its number of wanted frames, packets
         decoded, packets dropped.
@@ -152,12 +154,12 @@ class DecodePlan:
         )
 
 
-def summarize(index: FrameIndex, targets: Sequence[int], pixels: int) -> DecodePlan:
+def summarize(index: FrameIndex, targets: Sequence[int], codec_name: str, pixels: int) -> DecodePlan:
     """Describe what reading ``targets``, strictly ascending, takes from a decoder at the file's start."""
     if not targets:
         return DecodePlan(0, 0, 0, 0, 0, 0, (), 0.0)
     sizes, flags = index.packet_size, index.packet_flags
-    overhead = pixels * _BYTES_PER_PIXEL
+    overhead = pixels * _BYTES_PER_PIXEL.get(codec_name, _BYTES_PER_PIXEL_OF_OTHERS)
     position, kept, dropped, seeks, cost = 0, 0, 0, 0, 0.0
     rows = []
     last = 0
@@ -167,7 +169,7 @@ def summarize(index: FrameIndex, targets: Sequence[int], pixels: int) -> DecodeP
             seeks += 1
             begin = piece.start
         else:
-            begin = min(piece.start, position) if position == 0 else position
+            begin = position
         decoded = 0
         masks = piece.masks(index) or ()
         for number in range(begin, stop + 1):
@@ -175,10 +177,10 @@ def summarize(index: FrameIndex, targets: Sequence[int], pixels: int) -> DecodeP
             part = _part(index, number, masks[i]) if 0 <= i < len(masks) else 1
             decoded += part > 0
             cost += (sizes[number] + overhead) * part
-        dropped += max(0, stop + 1 - begin - decoded)
         left = max(0, stop + 1 - begin - decoded)
         rows.append((index.sync_frame[piece.sync], len(piece.targets), decoded, left))
         kept += decoded
+        dropped += left
         position = max(position, stop + 1)
         last = max(last, stop)
     whole = sum(islice(sizes, last + 1)) + overhead * (last + 1)

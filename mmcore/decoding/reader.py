@@ -8,7 +8,6 @@ import ctypes
 import os
 import weakref
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from .control import Control
 from .index import DROPPABLE, FrameIndex, Opened, approximate_index, build_index, is_empty
 from .index import NO_TIME as _NO_TIME
 from .index_cache import IndexCache
-from .plan import SEEK_COST, Piece, make_pieces
+from .plan import NO_END, SEEK_COST, Piece, make_pieces
+from .route import PacketStream, Route
 from .source import Source
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ __all__ = ["FrameReader"]
 _STEPS_BACK = (0, 1, 3)
 # Up to this many packets are read on to a key frame rather than sought: a seek costs as much.
 _READ_ON = 24
-_NO_END = 1 << 62
 _MAX_REORDER_DEPTH = 16  # of H.264
 # Without an index, this many frames are decoded on before a seek is tried.
 _BLIND_GAP = 32
@@ -50,76 +49,6 @@ def _close_all() -> None:
         reader.close()
 
 
-class _Route:
-    """The pieces of one read: the decoder may be ahead of the one whose frames are waited for.
-
-    Parameters
-    ----------
-    pieces : iterator of Piece
-        Without any, all packets are decoded.
-    reads_on : bool
-        Whether packets after the last piece are decoded, for the reads that follow.
-    index : FrameIndex, optional
-        What the pieces were made from.
-    """
-
-    def __init__(self, pieces: Iterator[Piece], reads_on: bool, index: FrameIndex | None = None) -> None:
-        self._pieces = pieces
-        self._reads_on = reads_on
-        self._index = index
-        self._here: Piece | None = None  # whose packets are decoded
-        self._masks: Sequence[int] | None = None  # and which of them
-        self._next: Piece | None = next(pieces, None)
-        self._passed: deque[Piece] = deque()  # and not yet waited for
-
-    def __iter__(self) -> Iterator[Piece]:
-        while True:
-            if not self._passed and not self._advance():
-                return
-            yield self._passed.popleft()
-
-    def _advance(self) -> bool:
-        if self._next is None:
-            return False
-        self._here, self._next = self._next, next(self._pieces, None)
-        self._passed.append(self._here)
-        assert self._index is not None
-        self._masks = self._here.masks(self._index, self.keeps_references)
-        return True
-
-    def leads_to(self, number: int) -> bool:
-        """Whether packet ``number``, or one after it without a seek, is on the way."""
-        while self._here is not None and number > self._here.stop:
-            if self._next is None:
-                return self._reads_on
-            if self._next.start > self._here.stop + SEEK_COST:
-                return False
-            self._advance()
-        return True
-
-    @property
-    def keeps_references(self) -> bool:
-        """Whether frames of the piece at hand that are no targets may be asked for by the next read."""
-        return self._reads_on and self._next is None
-
-    def mask(self, number: int, pts: int) -> int:
-        """Which pictures of packet ``number`` to decode: a bit for each; -1 for all."""
-        piece, masks, index = self._here, self._masks, self._index
-        if piece is None or masks is None or index is None or not 0 <= number - piece.start < len(masks):
-            return -1
-        # A frame after the last target is kept for the reads that follow.
-        if self.keeps_references and pts >= index.pts[piece.targets[-1]]:
-            return -1
-        return masks[number - piece.start]
-
-    def end_of_piece(self) -> int:
-        """The pts of the first frame that needs nothing of the piece at hand."""
-        assert self._here is not None
-        assert self._index is not None
-        following, frames = self._here.sync + 1, self._index.sync_frame
-        return self._index.pts[frames[following]] if following < len(frames) else _NO_END
-
-
 def _with_pictures(packet: Packet[VideoStream], mask: int) -> Packet[VideoStream]:
     """An AV1 packet without the pictures whose bit is 0."""
     import av
@@ -128,26 +57,6 @@ def _with_pictures(packet: Packet[VideoStream], mask: int) -> Packet[VideoStream
     smaller: Any = av.Packet(content)
     smaller.pts, smaller.dts, smaller.time_base = packet.pts, packet.dts, packet.time_base
     return smaller  # type: ignore[no-any-return]
-
-
-class _Packets:
-    """A file's packets, of which the last may be put back."""
-
-    def __init__(self, packets: Iterator[Packet[VideoStream]]) -> None:
-        self._packets = packets
-        self._first: Packet[VideoStream] | None = None
-
-    def __iter__(self) -> _Packets:
-        return self
-
-    def __next__(self) -> Packet[VideoStream]:
-        if self._first is not None:
-            packet, self._first = self._first, None
-            return packet
-        return next(self._packets)
-
-    def push_back(self, packet: Packet[VideoStream]) -> None:
-        self._first = packet
 
 
 class FrameReader:
@@ -234,14 +143,14 @@ class FrameReader:
     def _forget(self) -> None:
         self.container: InputContainer | None = None
         self.stream: VideoStream | None = None
-        self._packets: _Packets | None = None  # what the file gives next
+        self._packets: PacketStream | None = None  # what the file gives next
         self._order = 0  # number of the next packet
         self._frames: Iterator[VideoFrame] | None = None  # what the decoder gives next
         self._next = 0  # no frame before this one is still to come
         self._last: int | None = None  # what was read last
         self._gap = _NO_TIME  # the latest time of a frame that was dropped
         self._ended = False  # whether the decoder was told that nothing follows
-        self._route = _Route(iter(()), reads_on=True)
+        self._route = Route(iter(()), reads_on=True)
         self._error: str | None = None
         self._damage: list[tuple[int, int]] = []  # packet numbers: [damaged, next that needs none before)
         self._pid = os.getpid()
@@ -380,17 +289,13 @@ class FrameReader:
             found = self._read_singly(targets, self._find_blindly)
         else:
             found = self._read_pieces(targets)
-        whole = False
         try:
             yield from found
-            whole = True
         except GeneratorExit:  # between two frames, when all is in order
-            whole = True
             raise
-        finally:
-            self._control = None
-            if not whole:
-                self.close()  # interrupted, or the source failed: nothing of it can be relied on
+        except BaseException:
+            self.close()  # interrupted, or the source failed: nothing of it can be relied on
+            raise
 
     def _read_singly(
         self, targets: Sequence[int], find: Callable[[int], VideoFrame]
@@ -414,7 +319,7 @@ class FrameReader:
         reads_on = before is not None and (
             before == targets[0] - 1 or targets[0] > before >= index.sync_frame[first.sync]
         )
-        self._route = _Route(chain((first,), pieces), reads_on, index)
+        self._route = Route(chain((first,), pieces), reads_on, index)
         for piece in self._route:
             if not self._reaches(piece):
                 self._start(piece.sync)
@@ -438,7 +343,7 @@ class FrameReader:
             and first >= self._next
             and piece.start <= self._order + SEEK_COST
             and self.index.pts[first] > self._gap
-            and not (self._ended and self._order <= piece.stop < _NO_END)
+            and not (self._ended and self._order <= piece.stop < NO_END)
         )
 
     def _find(self, target: int, piece: Piece) -> VideoFrame | DecodeError:
@@ -451,7 +356,7 @@ class FrameReader:
         frame = self._decode_to(want)
         if frame is None:
             # Pictures that lead an open group's key frame, and gradual refreshes, need an earlier start.
-            planned, self._route = self._route, _Route(iter(()), reads_on=True)
+            planned, self._route = self._route, Route(iter(()), reads_on=True)
             for start in dict.fromkeys(max(piece.sync - back, 0) for back in _STEPS_BACK):
                 self._start(start)
                 frame = self._decode_to(want)
@@ -520,7 +425,7 @@ class FrameReader:
         self._next = self.index.sync_frame[sync]
         self._frames = self._decode_planned(self._packets)
 
-    def _packets_from(self, sync: int) -> _Packets:
+    def _packets_from(self, sync: int) -> PacketStream:
         import av
 
         index, order = self.index, self.index.sync_order[sync]
@@ -532,19 +437,19 @@ class FrameReader:
             for time in dict.fromkeys(times):
                 try:
                     self.container.seek(time, stream=self.stream)
-                    packets = _Packets(self.container.demux(self.stream))
+                    packets = PacketStream(self.container.demux(self.stream))
                     if self._skip_to(order, packets):
                         return packets
                 except av.FFmpegError:
                     continue
         container, stream = self._open()
-        packets = _Packets(container.demux(stream))
+        packets = PacketStream(container.demux(stream))
         if order and not self._skip_to(order, packets):
             container, stream = self._open()
-            return _Packets(container.demux(stream))
+            return PacketStream(container.demux(stream))
         return packets
 
-    def _skip_to(self, order: int, packets: _Packets) -> bool:
+    def _skip_to(self, order: int, packets: PacketStream) -> bool:
         """Advance to packet number ``order``, if it is still to come."""
         index = self.index
         want = index.packet_pts[order]
@@ -558,7 +463,7 @@ class FrameReader:
                 break
         return False
 
-    def _decode_planned(self, packets: _Packets) -> Iterator[VideoFrame]:
+    def _decode_planned(self, packets: PacketStream) -> Iterator[VideoFrame]:
         """Frames of ``packets``, without those that the piece does not need.
 
         Packets that do not decode are noted in ``_error`` and ``_damage``.
@@ -574,16 +479,14 @@ class FrameReader:
             number, route = self._order, self._route
             if not route.leads_to(number):
                 self._ended = True
-                with contextlib.suppress(av.FFmpegError):
-                    yield from decode(None)
+                yield from self._last_frames()
                 return
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
                 self._error = error.strerror
                 self._packets, self._ended = None, True
-                with contextlib.suppress(av.FFmpegError):
-                    yield from decode(None)  # the file breaks off here: give out what the decoder still holds
+                yield from self._last_frames()  # the file breaks off here
                 return
             if packet is None:
                 self._packets, self._ended = None, True
@@ -594,7 +497,7 @@ class FrameReader:
                     found = index.packet_number(pts)
                     number = number if found is None else found
                 self._order = number + 1
-                mask = route.mask(number, times[number])
+                mask = route.mask(number)
                 if mask >= 0:
                     droppable = flags[number] & DROPPABLE
                     if not mask:
@@ -628,8 +531,7 @@ class FrameReader:
                 packet = next(packets, None)
             except av.FFmpegError as error:
                 self._error = error.strerror
-                with contextlib.suppress(av.FFmpegError):
-                    yield from decode(None)  # the file breaks off here: give out what the decoder still holds
+                yield from self._last_frames()  # the file breaks off here
                 return
             if packet is None:
                 return
@@ -642,6 +544,16 @@ class FrameReader:
                 continue
             yield from frames
 
+    def _last_frames(self) -> list[VideoFrame]:
+        """What the decoder still holds."""
+        import av
+
+        assert self.stream is not None
+        try:
+            return self.stream.codec_context.decode(None)
+        except av.FFmpegError:
+            return []
+
     def _note_damage(self, number: int, error: Any) -> None:
         self._error = error.strerror
         index = self.index
@@ -650,7 +562,7 @@ class FrameReader:
             return
         orders = index.sync_order
         whole = bisect_right(orders, number)
-        self._damage.append((number, orders[whole] if whole < len(orders) else _NO_END))
+        self._damage.append((number, orders[whole] if whole < len(orders) else NO_END))
 
     def _count_to(self, target: int) -> VideoFrame:
         """Find a frame where pts say nothing: count from the beginning."""

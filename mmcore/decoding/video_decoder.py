@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
-import operator
 import os
 import threading
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -19,11 +19,13 @@ from mmcore.errors import DecodeError, UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.planes import check_device, prepare_out
 
+from .arguments import elements, integer, number_of_seconds, timeout_seconds
 from .decoder_team import DecoderTeam
 from .frame import Frame, FrameBatch, FrameTimes
 from .index import FrameIndex
 from .index_cache import index_cache
 from .metadata import VideoStreamMetadata, clockwise_rotation, read_metadata
+from .pending_batch import PendingBatch, outward
 from .plan import DecodePlan, summarize
 from .reader import FrameReader
 from .source import Source, passing_interrupts
@@ -126,12 +128,12 @@ class VideoDecoder:
         if transform is not None and not isinstance(transform, FrameTransform):
             raise TypeError(f"transform: expected a FrameTransform, got {type(transform).__name__}")
         if stream_index is not None:
-            stream_index = _integer("stream_index", stream_index)
+            stream_index = integer("stream_index", stream_index)
         if num_threads is None:
             from mmcore.threads import get_num_threads
 
             num_threads = get_num_threads()
-        num_threads = _integer("num_threads", num_threads)
+        num_threads = integer("num_threads", num_threads)
         if num_threads < 1:
             raise ValueError(f"num_threads: expected 1 or more, got {num_threads}")
         self._transform = transform or _UINT8
@@ -247,8 +249,8 @@ class VideoDecoder:
 
     def _ahead(self) -> int:
         """How many frames may be decoded ahead of the one that is looked at."""
-        codec = self._reader.opened()[1].codec_context
-        shape = self._transform.output_shape(1, codec.height, codec.width)
+        metadata = self.metadata
+        shape = self._transform.output_shape(1, metadata.height, metadata.width)
         return max(8, _AHEAD_BYTES // max(1, math.prod(shape) * self._transform.dtype.itemsize))
 
     def get_frame_at(self, index: int, *, out: Tensor | None = None, timeout: float | None = None) -> Frame:
@@ -311,8 +313,8 @@ class VideoDecoder:
         DecodeError
         """
         count = len(self)
-        first, last = _integer("start", start), _integer("stop", stop)
-        step = _integer("step", step)
+        first, last = integer("start", start), integer("stop", stop)
+        step = integer("step", step)
         if step < 1:
             raise ValueError(f"step: expected 1 or more, got {step}")
         first, last = first + count * (first < 0), last + count * (last < 0)
@@ -345,7 +347,8 @@ class VideoDecoder:
                 else "it needs the packets' table; use seek_mode='exact'"
             )
             raise UnsupportedError(f"{self._name}: reading cannot be planned: {why}")
-        return summarize(index, sorted(set(self._numbers("indices", indices))), self._reader.pixels)
+        targets = sorted(set(self._numbers("indices", indices)))
+        return summarize(index, targets, self._reader.codec_name, self._reader.pixels)
 
     # --- by time
 
@@ -384,7 +387,7 @@ class VideoDecoder:
         ValueError, TypeError, DecodeError
             As :meth:`get_frame_played_at`.
         """
-        times = [self._time("seconds", s) for s in _elements("seconds", seconds)]
+        times = [self._time("seconds", s) for s in elements("seconds", seconds)]
         return self._batch([self._index.frame_played_at(s) for s in times], out, timeout)
 
     def get_frames_played_in_range(
@@ -449,9 +452,12 @@ class VideoDecoder:
     ) -> tuple[Sequence[int], list[float] | None]:
         index = self._index
         begin, end = index.start_seconds(0), index.seconds(index.end)
-        start, stop = _seconds("start_seconds", start_seconds), _seconds("stop_seconds", stop_seconds)
+        start, stop = (
+            number_of_seconds("start_seconds", start_seconds),
+            number_of_seconds("stop_seconds", stop_seconds),
+        )
         if fps is not None:
-            fps = _seconds("fps", fps)
+            fps = number_of_seconds("fps", fps)
             if fps < 1e-9:  # the reciprocal of less may overflow
                 raise ValueError(f"fps: expected a positive number, got {fps}")
         if not begin <= start <= stop <= end:
@@ -564,11 +570,12 @@ class VideoDecoder:
 
         Returns the batch and the targets that could not be decoded.
         """
-        timeout = _timeout(timeout)
+        timeout = timeout_seconds(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         if not count:
             return self._empty(out), set()
         with self._locked():
-            batch = _Batch(self, targets, slots, count, out)
+            batch = PendingBatch(self._builder, self._put, self._empty, targets, slots, count, out)
             lost: dict[int, DecodeError] = {}
             with contextlib.closing(self._run(targets, batch.put, timeout=timeout)) as run:
                 for target, found in run:
@@ -578,21 +585,25 @@ class VideoDecoder:
                         lost[target] = found
             if self._on_error == "nearest":
                 for target, error in lost.items():
-                    self._put_nearest(batch, target, error)
-            if lost:
-                batch.clear(lost if self._on_error == "skip" else ())
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    self._put_nearest(batch, target, error, left)
+            if self._on_error == "skip":
+                batch.clear(lost)
             return batch.finish(), set(lost)
 
-    def _put_nearest(self, batch: _Batch, target: int, error: DecodeError) -> None:
+    def _put_nearest(
+        self, batch: PendingBatch, target: int, error: DecodeError, timeout: float | None
+    ) -> None:
         """Fill the slots of a target that cannot be decoded with the nearest frame that can."""
         tries = 0
-        for other in _outward(self._index, target):
+        for other in outward(self._index, target):
             known = batch.has(other)
             if known:
                 batch.copy(other, target)
                 return
             if known is None:
-                with contextlib.closing(self._run((other,), lambda _, f: batch.put(target, f))) as run:
+                put = functools.partial(batch.stand_in, target)
+                with contextlib.closing(self._run((other,), put, timeout=timeout)) as run:
                     if not isinstance(next(run)[1], DecodeError):
                         return
                 tries += 1
@@ -626,13 +637,13 @@ class VideoDecoder:
     # --- arguments
 
     def _number(self, name: str, value: Any) -> int:
-        number, count = _integer(name, value), len(self)
+        number, count = integer(name, value), len(self)
         if not -count <= number < count:
             raise IndexError(f"{name}: there is no frame {number} in the {self._count_text()}")
         return number + count if number < 0 else number
 
     def _numbers(self, name: str, values: Any) -> list[int]:
-        return [self._number(name, value) for value in _elements(name, values)]
+        return [self._number(name, value) for value in elements(name, values)]
 
     def _count_text(self) -> str:
         text = f"{len(self)} frames of {self._name}, stream {self._reader.stream_index}"
@@ -649,137 +660,9 @@ class VideoDecoder:
     def _time(self, name: str, value: Any) -> float:
         index = self._index
         begin, end = index.start_seconds(0), index.seconds(index.end)
-        seconds = _seconds(name, value, finite=False)
+        seconds = number_of_seconds(name, value, finite=False)
         if not begin <= seconds < end:
             raise ValueError(
                 f"{name}: {seconds} s is outside {self._name}, expected {begin} <= {name} < {end}"
             )
         return seconds
-
-
-class _Batch:
-    """The frames of one call, on their way into their slots; several threads may put them."""
-
-    def __init__(
-        self,
-        decoder: VideoDecoder,
-        targets: Sequence[int],
-        slots: dict[int, list[int]] | None,
-        count: int,
-        out: Tensor | None,
-    ) -> None:
-        self._decoder, self._targets, self._slots, self._count, self._out = (
-            decoder,
-            targets,
-            slots,
-            count,
-            out,
-        )
-        self._builder: FrameBatchBuilder | None = None
-        self._making = threading.Lock()
-        self._put: set[int] = set()
-
-    def _slots_of(self, target: int) -> list[int]:
-        if self._slots is None:
-            return [bisect_left(self._targets, target)]
-        return self._slots[target]
-
-    def put(self, target: int, frame: VideoFrame) -> None:
-        """Convert a frame, at once, while its planes are in the cache."""
-        if self._builder is None:
-            with self._making:  # the first one allocates
-                if self._builder is None:
-                    builder = self._decoder._builder(self._count, frame, self._out)
-                    self._fill(builder, target, frame)
-                    self._builder = builder
-                    return
-        self._fill(self._builder, target, frame)
-
-    def _fill(self, builder: FrameBatchBuilder, target: int, frame: VideoFrame) -> None:
-        first, *others = self._slots_of(target)
-        self._decoder._put(builder, first, target, frame)
-        for other in others:
-            builder.copy(first, other)
-        self._put.add(target)
-
-    def has(self, target: int) -> bool | None:
-        """Whether a frame was put: None if it was not asked for."""
-        if target in self._put:
-            return True
-        at = bisect_left(self._targets, target)
-        return False if at < len(self._targets) and self._targets[at] == target else None
-
-    def copy(self, source: int, target: int) -> None:
-        """Repeat the frame of one target in the slots of another."""
-        assert self._builder is not None
-        for slot in self._slots_of(target):
-            self._builder.copy(self._slots_of(source)[0], slot)
-
-    def clear(self, targets: Collection[int]) -> None:
-        """Make the slots of some targets 0."""
-        if self._builder is not None:
-            for target in targets:
-                for slot in self._slots_of(target):
-                    self._builder.clear(slot)
-
-    def finish(self) -> Tensor:
-        """The whole batch; 0 if nothing was put."""
-        if self._builder is None:
-            return self._decoder._empty(self._out, self._count).zero_()
-        return self._builder.finish()
-
-
-def _outward(index: FrameIndex, target: int) -> Iterator[int]:
-    """The other frames of a stream by their distance in time from one of them; the earlier of two first."""
-    before, after = target - 1, target + 1
-    while before >= 0 or after < len(index):
-        if after >= len(index) or (
-            before >= 0 and index.pts[target] - index.pts[before] <= index.pts[after] - index.pts[target]
-        ):
-            yield before
-            before -= 1
-        else:
-            yield after
-            after += 1
-
-
-def _timeout(value: Any) -> float | None:
-    if value is None:
-        return None
-    seconds = _seconds("timeout", value, finite=False)
-    if not seconds >= 0:
-        raise ValueError(f"timeout: expected 0 or more seconds, got {seconds}")
-    return seconds
-
-
-def _integer(name: str, value: Any) -> int:
-    # A bool, or a Tensor of them, is a mask taken for a list of numbers.
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {value!r}") from None
-
-
-def _seconds(name: str, value: Any, *, finite: bool = True) -> float:
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if finite and not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
-    return number
-
-
-def _elements(name: str, values: Any) -> list[Any]:
-    """The elements of a list, Tensor or ndarray of one dimension."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name}: expected a list or a 1-D Tensor or ndarray of numbers, got {values!r}")
-    return list(values)

@@ -161,8 +161,7 @@ def draw(seed: int) -> Recipe:
     first_packet = hidden_ms = 0
     if "fragments" not in features and feature("edit list", 0.4, container in _EDITABLE):
         hidden_ms = rng.choice((1, 40, 90, rng.randint(100, 1000)))
-    # MPEG-4's decoder, without a key frame to begin with, gives pictures of the same time twice.
-    elif feature("starts anywhere", 0.2, container not in UNTIMED and encoder != "mpeg4"):
+    elif feature("starts anywhere", 0.2, container not in UNTIMED):
         first_packet = rng.choice((1, 2, rng.randint(1, 25)))
     sound = feature("sound", 0.15, container in ("mp4", "mkv", "ts", "mov"))
     second: dict[str, str] = {}

@@ -68,6 +68,8 @@ pytestmark = pytest.mark.usefixtures("threads_end")
 @pytest.mark.parametrize("what", ["all", "sparse", "unsorted", "range", "iterate"])
 def test_same_frames(what: str, num_threads: int, grouped: Path, decoders: dict[str, set[int]]) -> None:
     decoder = VideoDecoder(grouped, num_threads=num_threads)
+    assert decoder.metadata.num_frames == 96  # decodes a frame in this thread
+    decoders["one"].clear()
     expected = list(range(96))
     if what == "all":
         data = decoder[:]
@@ -134,6 +136,14 @@ def test_iteration_ends_in_the_middle(taken: int, grouped: Path) -> None:
     del frames
     gc.collect()
     assert not [t for t in threading.enumerate() if t.name.startswith("mmcore-decode")]
+
+
+def test_iteration_over_turned_frames(cached_media: Callable) -> None:
+    """The crop fits the frames as they are shown, not as they are stored."""
+    path = cached_media("team_turned.mp4", lambda p: write_video(p, num_frames=24, rotation=90))
+    transform = mmcore.FrameTransform(crop=(128, 96), dtype=torch.uint8)
+    decoder = VideoDecoder(path, num_threads=2, transform=transform)
+    assert [tuple(frame.shape) for frame in decoder] == [(3, 128, 96)] * 24
 
 
 def test_other_reads_while_iterating(grouped: Path) -> None:

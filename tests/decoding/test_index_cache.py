@@ -64,7 +64,7 @@ def test_a_saved_index_is_the_index(
 
 
 def test_an_edit_list_is_kept(cached_media: Callable, media_dir: Path, tmp_path: Path) -> None:
-    path = remux(cached_media("plain.mp4", write_video), media_dir / "edited.mp4", shift=-15)
+    path = remux(cached_media("plain.mp4", write_video), media_dir / "index_edited.mp4", shift=-15)
     VideoDecoder(path, index=tmp_path)
     decoder = VideoDecoder(path, index=tmp_path)
     assert numbers_of(decoder.get_frames_at([0, 24, 7]).data) == [15, 39, 22]

@@ -63,6 +63,10 @@ def test_nearest(broken: Broken) -> None:
         # whose nearest is not asked for, repeated and out of order
         numbers = [lost[0], 3, lost[-1], lost[0]]
         assert numbers_of(decoder.get_frames_at(numbers).data) == [before, 3, after, before]
+        # none of the frames asked for can be decoded: each has its own nearest
+        assert numbers_of(decoder.get_frames_at(lost).data) == [expected[i] for i in lost]
+        with pytest.raises(DecodeTimeoutError):
+            decoder.get_frames_at(lost, timeout=0)
         frame = decoder.get_frame_at(lost[0])
         assert (number_of(frame.data), frame.valid, frame.pts_seconds) == (before, False, lost[0] / 25)
         assert decoder.get_frame_at(0).valid
