@@ -1,0 +1,151 @@
+"""Subtitle files: telling one by its content, finding the ones beside a video, opening one."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmcore.errors import DecodeError
+
+from .source import Source
+from .text_encoding import decode_text
+from .text_languages import is_language, language_match
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+__all__ = ["SUFFIXES", "Sidecar", "find_sidecars", "is_subtitle_file", "open_subtitle_file", "sidecar_at"]
+
+# In the order in which they are preferred.
+SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
+# Parts of a file's name between the video's name and the ending, beside the language.
+_FLAGS = frozenset({"cc", "default", "forced", "hi", "sdh"})
+_HEAD = 8192
+_WEBVTT = re.compile(rb"\s*WEBVTT\b")
+_ASS = re.compile(rb"^\s*(\[Script Info\]|\[Events\]|Dialogue:)", re.MULTILINE | re.IGNORECASE)
+_BELOW_ZERO = re.compile(r"(?<![\w:])-\d+:\d+:\d+[,.]\d+(?=[ \t]*-->)|(?<=--> )-\d+:\d+:\d+[,.]\d+")
+_SRT = re.compile(rb"^\s*-?\d+:\d+:\d+[,.]\d+\s*-->\s*-?\d+:\d", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A subtitle file and what its name tells."""
+
+    path: Path
+    language: str | None = None
+    forced: bool = False
+    default: bool = False
+
+
+def _format(content: bytes) -> str | None:
+    """FFmpeg's name of the format, whatever the encoding: its signs are ASCII, UTF-16 pads them with NULs."""
+    signs = content.lstrip(b"\xef\xbb\xbf\xff\xfe\0").replace(b"\0", b"").replace(b"\r", b"\n")
+    if _WEBVTT.match(signs):
+        return "webvtt"
+    if _ASS.search(signs):
+        return "ass"
+    return "srt" if _SRT.search(signs) else None
+
+
+def _is_named_as_one(source: Source) -> bool:
+    return Path(source.local_path or "").suffix.lower() in SUFFIXES
+
+
+def is_subtitle_file(source: Source) -> bool:
+    """Whether the source is an SRT, WebVTT, ASS or SSA file, by its content or its path's ending."""
+    try:
+        return _is_named_as_one(source) or _format(source.read(_HEAD)) is not None
+    except DecodeError:  # what cannot be read, as a URL: opening it as media will tell
+        return False
+
+
+def open_subtitle_file(source: Source, encoding: str | None) -> tuple[InputContainer, str]:
+    """Open a subtitle file; the encoding that was found comes with it.
+
+    Raises
+    ------
+    DecodeError
+        If it cannot be read, is of another format, or is not in the given encoding.
+    """
+    import av
+
+    content = source.read()
+    try:
+        text, found = decode_text(content, encoding)
+    except UnicodeError as error:
+        raise DecodeError(f"{source.name}: is not in the encoding {encoding!r}: {error}") from error
+    # FFmpeg ends a text at a NUL, and knows no other line ends
+    text = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    format = _format(text[:_HEAD].encode("utf-8", "replace"))
+    if format == "srt":
+        text = _BELOW_ZERO.sub("00:00:00,000", text)  # FFmpeg overlooks the sign
+    if format is None and text.strip():
+        raise DecodeError(f"{source.name}: holds no subtitles of SRT, WebVTT or ASS")
+    # a file without any cue, as of a film without speech, is an empty SRT file
+    file = io.BytesIO(text.encode("utf-8", "replace") if text.strip() else b"\n")
+    try:
+        container = av.open(file, "r", format=format or "srt")
+    except av.FFmpegError as error:
+        raise DecodeError(f"{source.name}: cannot be opened as subtitles: {error.strerror}") from error
+    return container, found
+
+
+def sidecar_at(path: str | os.PathLike[str]) -> Sidecar:
+    """The file at ``path``; its language is the part of its name before the ending, if it is one."""
+    path = Path(path)
+    for first in range(1, len(path.suffixes)):
+        found = _parse(path, path.suffixes[first - 1 : -1], None)
+        if found is not None:
+            return found
+    return Sidecar(path)
+
+
+def _parse(path: Path, suffixes: list[str], wanted: str | None) -> Sidecar | None:
+    """What the parts of the name tell; None if one of them tells nothing: it belongs to another video."""
+    language, flags = None, set()
+    for part in (suffix[1:] for suffix in suffixes):
+        if language is None and (is_language(part) or part.casefold() == (wanted or "").casefold()):
+            language = part
+        elif part.lower() in _FLAGS:
+            flags.add(part.lower())
+        else:
+            return None
+    return Sidecar(path, language, "forced" in flags, "default" in flags)
+
+
+def find_sidecars(video: str | os.PathLike[str], language: str | None = None) -> list[Sidecar]:
+    """The subtitle files named after a video, best first: "film.srt", "film.en.srt", "film.en.forced.vtt".
+
+    With ``language``, only files named with it, if need be for another region; else one named without any
+    before the others. The "forced" come last; the order is then that of ``SUFFIXES`` and of the names.
+    """
+    video = Path(video)
+    found: list[tuple[bool, int, int, str, Sidecar]] = []
+    try:
+        names = sorted(entry.name for entry in os.scandir(video.parent) if entry.is_file())
+    except OSError:  # a folder that may be entered but not listed
+        return []
+    for name in names:
+        path = video.parent / name
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES or path == video or not name.startswith(video.stem):
+            continue
+        middle = name[len(video.stem) : -len(suffix)]
+        if middle and not middle.startswith("."):
+            continue
+        parts = [f".{part}" for part in middle.split(".")[1:]]
+        sidecar = _parse(path, parts, language)
+        if sidecar is None:
+            continue
+        if language is None:
+            misses = int(sidecar.language is not None)
+        else:
+            misses = 2 - language_match(language, sidecar.language)
+            if misses == 2:
+                continue
+        found.append((sidecar.forced, misses, SUFFIXES.index(suffix), name, sidecar))
+    return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:4])]
