@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "sparse", "frames", "fusion", "losses")
+SUITES = ("decode", "sparse", "frames", "fusion", "losses", "log_mel")
 
 
 def run(
@@ -31,9 +31,9 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "sparse", "frames", "fusion", "losses"}
+    suite : {"decode", "sparse", "frames", "fusion", "losses", "log_mel"}
         "decode": files to tensors, end to end. "sparse": some frames of files, and opening them. "frames":
-        the frames op alone. "fusion", "losses": that op, forward and backward.
+        the frames op alone. "fusion", "losses": that op, forward and backward. "log_mel": that op.
     plot, json : None or path
         PNG plot and JSON record to write.
     quick : bool
@@ -70,7 +70,16 @@ def run(
     for path in (plot, json):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder; it must exist before a long run")
-    from bench import bench_decode, bench_frames, bench_fusion, bench_losses, bench_sparse, report, timing
+    from bench import (
+        bench_decode,
+        bench_frames,
+        bench_fusion,
+        bench_log_mel,
+        bench_losses,
+        bench_sparse,
+        report,
+        timing,
+    )
 
     cores = timing.pin(threads)
     machine = timing.machine(cores)
@@ -87,6 +96,10 @@ def run(
         )
     elif suite == "sparse":
         result = bench_sparse.run(
+            quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
+        )
+    elif suite == "log_mel":
+        result = bench_log_mel.run(
             quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     elif suite in ("fusion", "losses"):

@@ -57,6 +57,7 @@ def table(result: dict[str, Any]) -> None:
         "frames": _frames_tables,
         "fusion": _step_tables,
         "losses": _step_tables,
+        "log_mel": _log_mel_table,
     }
     tables[result["suite"]](result, console)
     for name, reason in result["absent"].items():
@@ -298,6 +299,83 @@ def _percent(entry: dict[str, float]) -> str:
     return f"{entry['median']:.0%} ({low:.0f}-{high:.0f})"
 
 
+_LOG_MEL_PEERS = {
+    "transformers": "#5b6b7a",
+    "torchaudio": "#7f8d9a",
+    "librosa": "#9aa5b1",
+    "eager": "#b9c2ca",
+    "torch.compile": "#d3d9de",
+}
+
+
+def _log_mel_table(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    rows = result["rows"]
+    names = [n for n in (*_LOG_MEL_PEERS, "torch FFT alone", "mmcore") if any(n in r["ms"] for r in rows)]
+    t = Table(
+        title=f"log_mel, ms, {result['threads']} thread(s), {result['clock']} clock, median of "
+        f"{result['rounds']} interleaved rounds (quartiles)"
+    )
+    t.add_column("case")
+    for name in names:
+        t.add_column(name, justify="right", style="bold green" if name == "mmcore" else None)
+    for column in ("best peer / mmcore", "goal", "FFT alone / mmcore", "largest error"):
+        t.add_column(column, justify="right")
+    for row in rows:
+        ours, best = row["ours_over"], row["best_peer"]
+        t.add_row(
+            row["case"],
+            *(_ms(row["ms"][n][1]) if n in row["ms"] else "" for n in names),
+            "" if best is None else f"{ours[best][1]:.1f} ({ours[best][0]:.1f}-{ours[best][2]:.1f}) {best}",
+            _at_least(row["goal"]),
+            f"{ours['torch FFT alone'][1]:.1f}",
+            f"{row['errors']['mmcore']:.1g}",
+        )
+    console.print(t)
+    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
+        console.print(
+            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
+        )
+
+
+def _log_mel_plot(result: dict[str, Any], plt: Any) -> Any:
+    rows = result["rows"]
+    height = 0.95 * len(rows) + 1.6
+    figure, axis = plt.subplots(figsize=(11, height))
+    colours = {**_LOG_MEL_PEERS, "torch FFT alone": "#e0b062"}
+    at_row, position, room = [], 0.0, 1.0
+    labelled: set[str] = set()
+    for row in rows:
+        names = [n for n in colours if n in row["ours_over"]]
+        at_row.append(position + (len(names) - 1) / 2)
+        for name in names:
+            times = row["ours_over"][name][1]
+            label = None if name in labelled else name
+            labelled.add(name)
+            axis.barh(position, times, height=0.92, color=colours[name], label=label)
+            axis.text(times, position, f" {times:.1f}", va="center", fontsize=7.5, color=_QUIET)
+            room = max(room, times)
+            position += 1
+        position += 0.8
+    axis.axvline(1, color=_OURS, lw=1.5, zorder=2)
+    axis.set_xlim(0, room * 1.12)
+    axis.set_yticks(at_row, [r["case"] for r in rows])
+    axis.set_ylim(position - 1, -1)
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    _titles(
+        figure,
+        height,
+        "Log-mel spectrograms: times mmcore's time",
+        f"Line: mmcore. Waveform in memory to features; {result['threads']} thread(s), {result['clock']} "
+        f"clock, medians of {result['rounds']} interleaved rounds.",
+        result,
+    )
+    return figure
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw a suite's plot as PNG."""
     import matplotlib
@@ -312,6 +390,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             "frames": _frames_plot,
             "fusion": _step_plot,
             "losses": _step_plot,
+            "log_mel": _log_mel_plot,
         }
         figure = draw[result["suite"]](result, plt)
         figure.savefig(path, dpi=130, facecolor="white")

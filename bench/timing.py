@@ -124,7 +124,18 @@ def machine(cores: Sequence[int]) -> dict[str, Any]:
     import importlib.metadata as metadata
 
     versions: dict[str, str] = {"python": platform.python_version()}
-    for name in ("mmcore", "torch", "numpy", "av", "torchcodec", "decord", "opencv-python-headless"):
+    for name in (
+        "mmcore",
+        "torch",
+        "numpy",
+        "av",
+        "torchcodec",
+        "decord",
+        "opencv-python-headless",
+        "transformers",
+        "torchaudio",
+        "librosa",
+    ):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

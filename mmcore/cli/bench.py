@@ -23,6 +23,7 @@ class Suite(StrEnum):
     sparse = "sparse"
     fusion = "fusion"
     losses = "losses"
+    log_mel = "log_mel"
 
 
 class Clock(StrEnum):
@@ -37,7 +38,8 @@ def bench(
         Suite,
         typer.Argument(
             help="frames: the kernel alone; decode: files to tensors, with peers; sparse: some frames"
-            " of files, with peers; fusion, losses: that op, forward and backward, with peers."
+            " of files, with peers; fusion, losses: that op, forward and backward, with peers;"
+            " log_mel: that op, with peers."
         ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,
