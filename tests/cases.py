@@ -192,6 +192,10 @@ _VALUES: dict[str, dict[str, Any]] = {
     "imagenet": IMAGENET,
     "levels": {"scale": 1.0},
     "std": {"scale": 1 / 127.5, "std": (0.5, 0.25, 2.0)},
+    "jitter": {
+        "color_matrix": ((0.7, 0.3, -0.1, 9.0), (0.05, 1.1, -0.2, -7.0), (-0.1, 0.2, 0.8, 3.5)),
+        "horizontal_flip": True,
+    },
 }
 
 
@@ -247,7 +251,7 @@ def make_case(
         how = {"resize": (20, 31), "crop": (16, 24)} if "crop" in how else {"resize": (16, 24)}
     if isinstance(geometry, dict):
         geometry = "-".join(f"{k}{v}" for k, v in geometry.items()).replace(" ", "")
-    if dtype == torch.uint8:
+    if dtype == torch.uint8 and values != "jitter":
         values = "unit"
     transform = FrameTransform(
         **how, **_VALUES[values], interpolation=filter[0], antialias=filter[1], dtype=dtype, layout=layout,
@@ -274,6 +278,8 @@ def _sweeps() -> Iterator[Case]:
         yield make_case(size=(6, 40), geometry={"resize": (5, w)}, accuracy="rgb8", dtype=torch.uint8)
         yield make_case(size=(6, w), geometry={"resize": (4, 20)}, format="yuv420p10le", layout="NHWC")
         yield make_case(size=(50, w), geometry={"resize": (7, w)}, format="rgb24")
+        yield make_case(size=(4, w), dtype=torch.uint8, values="jitter", content="extremes")
+        yield make_case(size=(6, 40), geometry={"resize": (5, w)}, values="jitter", format="yuv420p10le")
     for filter in (("bilinear", True), ("bicubic", True), ("area", True), ("bicubic", False)):
         for accuracy in ("fused", "rgb8"):
             yield make_case(size=(3, 3000), geometry={"resize": (2, 3)}, filter=filter, accuracy=accuracy)

@@ -47,7 +47,7 @@ struct HorizontalFilter {
 
 // out_c = clamp(sum_j m[c][j] * component_j + b[c], lo[c], hi[c])
 struct Affine {
-  enum class Kind { kYuv, kGray, kRgb } kind = Kind::kYuv;  // which entries of m are not zero
+  enum class Kind { kYuv, kGray, kRgb, kFull } kind = Kind::kYuv;  // which entries of m are not zero
   float m[3][3] = {}, b[3] = {}, lo[3] = {}, hi[3] = {};
 };
 

@@ -209,6 +209,9 @@ static inline void affine_rows(const float* const* src, const Affine& a, typenam
       out[0] = V::fma(v, m[0][2], V::fma(y, m[0][0], b[0]));
       out[1] = V::fma(v, m[1][2], V::fma(u, m[1][1], V::fma(y, m[1][0], b[1])));
       out[2] = V::fma(u, m[2][1], V::fma(y, m[2][0], b[2]));
+    } else if constexpr (kKind == Affine::Kind::kFull) {
+      const F p = V::load(src[0] + x), q = V::load(src[1] + x), r = V::load(src[2] + x);
+      for (int c = 0; c < 3; ++c) out[c] = V::fma(r, m[c][2], V::fma(q, m[c][1], V::fma(p, m[c][0], b[c])));
     } else {
       for (int c = 0; c < 3; ++c) {
         const int j = kKind == Affine::Kind::kRgb ? c : 0;
@@ -233,13 +236,16 @@ static inline void affine(const float* const* src, const Affine& a, typename Sto
       return affine_rows<Affine::Kind::kGray, Store>(src, a, dst, n);
     case Affine::Kind::kRgb:
       return affine_rows<Affine::Kind::kRgb, Store>(src, a, dst, n);
+    case Affine::Kind::kFull:
+      return affine_rows<Affine::Kind::kFull, Store>(src, a, dst, n);
     default:
       return affine_rows<Affine::Kind::kYuv, Store>(src, a, dst, n);
   }
 }
 
 // Bytes: multiplications and additions apart, in the documented order (y, u, v, constant), so that every
-// instruction set rounds alike. A level is within +-1000 here, and the store saturates.
+// instruction set rounds alike. A level is within +-1000 here (+-10^8 after a colour matrix, whose entries
+// FrameTransform bounds), and the store saturates.
 template <Affine::Kind kKind>
 static inline void affine_bytes(const float* const* src, const Affine& a, std::uint8_t* const* dst, int n) {
   using F = typename V::F;
@@ -255,6 +261,11 @@ static inline void affine_bytes(const float* const* src, const Affine& a, std::u
       out[0] = V::add(V::add(y, V::mul(v, m[0][2])), b[0]);
       out[1] = V::add(V::add(V::add(y, V::mul(u, m[1][1])), V::mul(v, m[1][2])), b[1]);
       out[2] = V::add(V::add(y, V::mul(u, m[2][1])), b[2]);
+    } else if constexpr (kKind == Affine::Kind::kFull) {
+      const F p = V::load(src[0] + x), q = V::load(src[1] + x), r = V::load(src[2] + x);
+      for (int c = 0; c < 3; ++c) {
+        out[c] = V::add(V::add(V::add(V::mul(p, m[c][0]), V::mul(q, m[c][1])), V::mul(r, m[c][2])), b[c]);
+      }
     } else {
       for (int c = 0; c < 3; ++c) {
         const int j = kKind == Affine::Kind::kRgb ? c : 0;
@@ -292,6 +303,8 @@ static void affine_u8(const float* const* src, const Affine& a, std::uint8_t* co
       return affine_bytes<Affine::Kind::kGray>(src, a, dst, n);
     case Affine::Kind::kRgb:
       return affine_bytes<Affine::Kind::kRgb>(src, a, dst, n);
+    case Affine::Kind::kFull:
+      return affine_bytes<Affine::Kind::kFull>(src, a, dst, n);
     default:
       return affine_bytes<Affine::Kind::kYuv>(src, a, dst, n);
   }

@@ -155,7 +155,11 @@ class Source:
         options = {}
         if not self.network:
             options = {"protocol_whitelist": "file", "format_whitelist": _direct_formats()}
-        if not probe and self._head_and_size()[0][4:8] == b"ftyp":
+        head = b"" if probe else self._head_and_size()[0]
+        if head[8:12] == b"WAVE":
+            # FFmpeg would search 5 MB of a WAV file for surround sound that poses as PCM: 30 ms.
+            options |= {"probesize": "32768"}
+        if head[4:8] == b"ftyp":
             # No codec has this name. The decoders that PyAV makes are not bound by it.
             options |= {"codec_whitelist": "none", "probesize": "4096"}
         # Metadata is often not the UTF-8 it should be; that is no reason to refuse a file.
@@ -177,6 +181,30 @@ class Source:
                 ) from error
             raise DecodeError(f"{self.name}: cannot be opened as a media file: {error.strerror}") from error
         return container
+
+    def read(self, limit: int | None = None) -> bytes:
+        """The first ``limit`` bytes, or all; a URL cannot be read this way.
+
+        Raises
+        ------
+        DecodeError
+        """
+        if isinstance(self._object, bytes):
+            return self._object[:limit]
+        if self._path is None:
+            reader = _FileObject(self._object, self.name)
+            left = reader.seek(0, os.SEEK_END) if limit is None else limit
+            reader.seek(0)
+            parts = []
+            while left > 0 and (part := reader.read(left)):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        try:
+            with open(self._path, "rb") as file:
+                return file.read(-1 if limit is None else limit)
+        except OSError as error:
+            raise DecodeError(f"{self.name}: cannot be read: {error.strerror}") from error
 
     def matroska_shortage(self) -> int:
         """How many bytes a Matroska file lacks of the length that it says it has; 0 if it does not say.

@@ -162,6 +162,18 @@ class VideoDecoder:
         return self._metadata
 
     @property
+    def transform(self) -> FrameTransform:
+        """What is made of each frame; a new one holds for the reads that begin after it was set."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: FrameTransform | None) -> None:
+        if transform is not None and not isinstance(transform, FrameTransform):
+            raise TypeError(f"transform: expected a FrameTransform, got {type(transform).__name__}")
+        with self._locked():
+            self._transform = transform or _UINT8
+
+    @property
     def frame_times(self) -> FrameTimes:
         """The times of all frames, and the key frames; with ``seek_mode="approximate"`` as computed.
 

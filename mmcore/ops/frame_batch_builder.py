@@ -266,11 +266,13 @@ def _convert_turned(
         planes = [rgb[c].contiguous()[None] for c in (1, 2, 0)]  # gbrp
         return convert_planes(planes, "gbrp", *size, color, transform, None)
     if transform.interpolation == "nearest" and (g.resize_h, g.resize_w) != size:
-        levels = torch.rot90(_convert(frame, color, FrameTransform(scale=1.0)), turns, (2, 3))
+        levels = _convert(frame, color, FrameTransform(scale=1.0, color_matrix=transform.color_matrix))
+        levels = torch.rot90(levels, turns, (2, 3))
         picture = torch.nn.functional.interpolate(levels, (g.resize_h, g.resize_w), mode="nearest")
         picture = picture[:, :, g.top : g.top + g.out_h, g.left : g.left + g.out_w]
         mul, add = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in transform.affine)
         values = picture * mul + add
+        values = values.flip(3) if transform.horizontal_flip else values
         return (values.round() if transform.dtype == torch.uint8 else values).to(transform.dtype)
     # The other filters are symmetric: convert lying, size and box turned back, then turn the small result.
     size, box = (g.resize_h, g.resize_w), (g.top, g.left, g.out_h, g.out_w)
@@ -278,5 +280,6 @@ def _convert_turned(
         top, left, h, w = box
         box = (size[1] - left - w, top, w, h)
         size = (size[1], size[0])
-    picture = _convert(frame, color, transform.replace(resize=size, crop=box))
-    return torch.rot90(picture, turns, (2, 3)).contiguous()
+    picture = _convert(frame, color, transform.replace(resize=size, crop=box, horizontal_flip=False))
+    picture = torch.rot90(picture, turns, (2, 3))
+    return (picture.flip(3) if transform.horizontal_flip else picture).contiguous()

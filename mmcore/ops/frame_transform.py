@@ -125,6 +125,12 @@ class FrameTransform:
         YUV to RGB matrix. None: as the stream says; BT.601 where it says nothing, as FFmpeg does.
     full_range : None or bool
         None: as the stream says; limited where it says nothing.
+    color_matrix : None or 3 x 3 or 3 x 4 floats
+        Applied to the R, G, B levels (0-255), before ``scale``, ``mean`` and ``std``; a fourth column is
+        added, in levels. Folded into the conversion from YUV, so that it costs no pass of its own; needs
+        ``accuracy="fused"``. :func:`mmcore.color_matrix` makes those of colour jitter.
+    horizontal_flip : bool
+        Mirror the result left to right, after resize and crop.
 
     Raises
     ------
@@ -133,7 +139,8 @@ class FrameTransform:
 
     Notes
     -----
-    Values outside 0-255 that a conversion or a bicubic filter produces are clamped once, at the end.
+    Levels outside 0-255 that a conversion, a bicubic filter or a colour matrix produces are clamped once, at
+    the end: a matrix that lowers contrast or saturation brings back what a clamp before it would have cut.
 
     Examples
     --------
@@ -156,6 +163,8 @@ class FrameTransform:
     chroma: str = "sited"
     matrix: str | None = None
     full_range: bool | None = None
+    color_matrix: tuple[tuple[float, float, float, float], ...] | None = None
+    horizontal_flip: bool = False
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
@@ -168,7 +177,7 @@ class FrameTransform:
         _choice("chroma", self.chroma, CHROMAS)
         if self.matrix is not None:
             _choice("matrix", self.matrix, MATRICES)
-        for name in ("antialias", "full_range"):
+        for name in ("antialias", "full_range", "horizontal_flip"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "full_range" and value is None):
                 raise TypeError(f"{name}: expected a bool, got {value!r}")
@@ -185,6 +194,13 @@ class FrameTransform:
             put("scale", _finite("scale", self.scale))
             if self.scale == 0:
                 raise ValueError("scale: must not be 0")
+        if self.color_matrix is not None:
+            put("color_matrix", _color_matrix(self.color_matrix))
+            if self.accuracy != "fused":
+                raise ValueError(
+                    "color_matrix: needs accuracy='fused'; with accuracy='rgb8' change the colours of the"
+                    " result, as torchvision.transforms.v2.ColorJitter does"
+                )
         if self.dtype == torch.uint8:
             for name in ("mean", "std", "scale"):
                 if getattr(self, name) is not None:
@@ -336,3 +352,22 @@ def _three_floats(name: str, value: Any) -> tuple[float, float, float]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:
         raise ValueError(f"{name}: expected a number or three numbers (R, G, B), got {value!r}")
     return _finite(name, value[0]), _finite(name, value[1]), _finite(name, value[2])
+
+
+def _color_matrix(value: Any) -> tuple[tuple[float, float, float, float], ...]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    rows = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    if len(rows) != 3 or not all(isinstance(r, Sequence) and len(r) in (3, 4) for r in rows):
+        raise ValueError(f"color_matrix: expected 3 rows (R, G, B) of 3 or 4 numbers, got {value!r}")
+    result = []
+    for row in rows:
+        numbers = [_finite("color_matrix", v) for v in row] + [0.0] * (4 - len(row))
+        # beyond these, levels of the byte kernels would leave the integers they are rounded to
+        if max(map(abs, numbers[:3])) > 1e4 or abs(numbers[3]) > 1e6:
+            raise ValueError(
+                f"color_matrix: expected factors of at most 1e4 and offsets of at most 1e6, got {value!r}"
+            )
+        result.append((numbers[0], numbers[1], numbers[2], numbers[3]))
+    return tuple(result)

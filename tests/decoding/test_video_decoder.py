@@ -21,6 +21,17 @@ from mmcore import DecodeError, UnsupportedError, VideoDecoder
 # --- what is asked for
 
 
+def test_the_transform_can_be_changed(decoder: VideoDecoder) -> None:
+    plain, small = decoder[3], mmcore.FrameTransform(resize=(24, 32))
+    decoder.transform = small
+    assert decoder.transform == small
+    assert decoder[3].shape == (3, 24, 32)
+    decoder.transform = None  # type: ignore[assignment]
+    assert torch.equal(decoder[3], plain)
+    with pytest.raises(TypeError, match="transform"):
+        decoder.transform = 3  # type: ignore[assignment]
+
+
 def test_batches_by_number(decoder: VideoDecoder) -> None:
     assert numbers_of(decoder[3:20:5]) == [3, 8, 13, 18]
     assert numbers_of(decoder[::-13]) == [39, 26, 13, 0]

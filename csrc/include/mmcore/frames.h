@@ -6,7 +6,7 @@
 //         the last sample of a row. Planes are not modified and must not overlap the output.
 //   out   (3, out_h, out_w) values of one frame, written through OutputDesc's strides (in elements) or as ViT
 //         patches. Every element of the frame's slot is written.
-//   value level = clamp(matrix * resize(planes), 0, 255);  value = level * mul + add   (accuracy fused)
+//   value level = clamp(color * matrix * resize(planes), 0, 255);  value = level * mul + add   (accuracy fused)
 //         or the 8-bit RGB pipeline of accuracy rgb8, see frames_plan.h.
 //   cost  O(rows * columns needed) reads, one write of the output; scratch of a few rows per thread.
 #pragma once
@@ -51,6 +51,9 @@ struct FramesSpec {
   ChromaLocation chroma = ChromaLocation::kLeft;
   double kr = 0.299, kb = 0.114;        // luma coefficients of the matrix
   bool full_range = false;
+  bool has_color = false;                // accuracy fused: R, G, B levels become color * (R, G, B, 1)
+  double color[3][4] = {{1, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 1, 0}};
+  bool horizontal_flip = false;          // of the result
   Accuracy accuracy = Accuracy::kFused;
   DType dtype = DType::kF32;
   double mul[3] = {1, 1, 1}, add[3] = {0, 0, 0};  // fused: value = level * mul + add

@@ -1,7 +1,7 @@
 """The frames op in plain torch: raw planes to a model's input tensor.
 
 Every step is written out at full size, in the order in which the contract states it, to be trusted rather
-than fast: samples -> full-size Y, U, V -> resize -> crop -> RGB levels (0-255) -> values.
+than fast: samples -> full-size Y, U, V -> resize -> crop -> RGB levels (0-255) -> values -> flip.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def convert(
             values = _fused([c.to(compute_dtype) for c in components], fmt, color, geometry, transform)
             if dtype == torch.uint8:
                 values = values.round()  # half to even
+        if transform.horizontal_flip:
+            values = values.flip(-1)
         frames.append(values.to(dtype))
     if not frames:
         return torch.empty((0, 3, geometry.out_h, geometry.out_w), dtype=dtype)
@@ -136,8 +138,22 @@ def _upsample_rows(plane: Tensor, size: int, offset: float | None) -> Tensor:
     return plane[first] * (1 - part) + plane[second] * part
 
 
-def _rgb_coefficients(fmt: PixelFormat, color: ColorSpec) -> tuple[list[list[float]], list[float]]:
+def _level_coefficients(
+    fmt: PixelFormat, color: ColorSpec, transform: FrameTransform
+) -> tuple[list[list[float]], list[float]]:
     """float64 ``(weights, bias)``: level of R, G, B = sum(weight * component value) + bias."""
+    weights, bias = _rgb_coefficients(fmt, color)
+    if transform.color_matrix is None:
+        return weights, bias
+    mixed = [
+        [a * r + b * g + c * v for r, g, v in zip(*weights, strict=True)]
+        for a, b, c, _ in transform.color_matrix
+    ]
+    return mixed, [a * bias[0] + b * bias[1] + c * bias[2] + d for a, b, c, d in transform.color_matrix]
+
+
+def _rgb_coefficients(fmt: PixelFormat, color: ColorSpec) -> tuple[list[list[float]], list[float]]:
+    """float64 ``(weights, bias)`` of R, G, B before the colour matrix."""
     top = 2**fmt.bits - 1
     if fmt.family == "rgb":
         w = 255 / top
@@ -164,7 +180,7 @@ def _fused(
 ) -> Tensor:
     """Resize and crop the components, then RGB levels, one clamp, and the transform's affine."""
     resized = [_crop(_resize(c[None, None], g, transform)[0, 0], g) for c in components]
-    weights, bias = _rgb_coefficients(fmt, color)
+    weights, bias = _level_coefficients(fmt, color, transform)
     channels = []
     for row, b, mul, add in zip(weights, bias, *transform.affine, strict=True):
         level = torch.full_like(resized[0], b)
@@ -178,17 +194,16 @@ def _rgb8(
     components: Sequence[Tensor], fmt: PixelFormat, color: ColorSpec, g: Geometry, transform: FrameTransform
 ) -> Tensor:
     """Full-size RGB bytes, then the resize on bytes and the crop: uint8 (3, out_h, out_w)."""
-    weights, bias = _rgb_coefficients(fmt, color)
+    weights, bias = _level_coefficients(fmt, color, transform)
     # Chroma weights are multiples of 1/16 and samples have at most 12 bits: exact in float32.
     values = [c.to(torch.float32) for c in components]
     channels = []
     for row, b in zip(weights, bias, strict=True):
         # Torch makes a Python float float32 before it meets a float32 tensor; each operation rounds once.
-        level = None
+        level = torch.zeros_like(values[0])
         for w, value in zip(row, values, strict=True):
             if w != 0:
-                level = value * w if level is None else level + value * w
-        assert level is not None
+                level = level + value * w
         channels.append((level + b).round().clamp(0, 255).to(torch.uint8))
     return _crop(_resize_bytes(torch.stack(channels)[None], g, transform)[0], g)
 

@@ -1,0 +1,495 @@
+"""Clips of one file: its streams are opened once, then read by time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmcore.errors import DecodeError, MMCoreError
+from mmcore.ops.frame_transform import FrameTransform
+
+from .augment import Augment, Augmentation
+from .clip import MODALITIES, Clip, Spectrogram
+from .options import AudioOptions, TextOptions, VideoOptions, chosen
+
+if TYPE_CHECKING:
+    from mmcore.decoding import AudioDecoder, AudioSamples, FrameBatch, TextDecoder, TextSegment, VideoDecoder
+    from mmcore.tokenizers import TimedTokens
+
+__all__ = ["ClipReader", "read_clip"]
+
+_BYTES = FrameTransform(dtype=torch.uint8)
+_FFMPEG_KINDS = {"video": "video", "audio": "audio", "text": "subtitle"}
+
+
+class ClipReader:
+    """Reads clips of one file, whose pictures, sound and words are opened once.
+
+    Parameters
+    ----------
+    source : str, os.PathLike, bytes, bytearray, memoryview, Tensor or file-like object
+        As for :class:`mmcore.VideoDecoder`.
+    video : bool, None, dict or VideoOptions
+        True: read what the file has; False or None: do not; or options, of the class or in a dict.
+    audio : bool, None, dict or AudioOptions
+    text : bool, None, dict or TextOptions
+    strict : bool
+        Raise what would be kept in ``Clip.errors``, and for a modality that the file lacks.
+    network : bool
+        Allow URLs and playlists, as for :class:`mmcore.VideoDecoder`.
+
+    Attributes
+    ----------
+    modalities : tuple of str
+        Those asked for.
+    errors : dict of str to MMCoreError
+        By modality, what made it unreadable as a whole.
+
+    Raises
+    ------
+    DecodeError
+        If the source is missing or no media file; with ``strict`` for a stream that is missing or damaged.
+    ValueError, TypeError
+        For arguments that are wrong, such as a stream that does not exist.
+
+    Notes
+    -----
+    Damage of one stream never costs the others: a stream that cannot be opened or read is None in the clip,
+    and ``Clip.errors`` says why. Single frames that cannot be decoded are a matter of the video's
+    ``on_error``. Threads may share a reader as they may its decoders; a reader may be forked, and pickled
+    unless it reads a file object.
+
+    Examples
+    --------
+    >>> from mmcore.clips import ClipReader
+    >>> with ClipReader("film.mp4", audio={"sample_rate": 16000}) as reader:           # doctest: +SKIP
+    ...     clips = [reader.read(t, t + 2) for t in range(0, 10, 2)]
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        video: bool | dict[str, Any] | VideoOptions | None = True,
+        audio: bool | dict[str, Any] | AudioOptions | None = True,
+        text: bool | dict[str, Any] | TextOptions | None = True,
+        strict: bool = False,
+        network: bool = False,
+    ) -> None:
+        self._video_options = chosen("video", video, VideoOptions)
+        self._audio_options = chosen("audio", audio, AudioOptions)
+        self._text_options = chosen("text", text, TextOptions)
+        options = (self._video_options, self._audio_options, self._text_options)
+        self.modalities = tuple(m for m, o in zip(MODALITIES, options, strict=True) if o is not None)
+        if not self.modalities:
+            raise ValueError("video, audio, text: expected at least one of them to be read")
+        # read by every decoder: one copy
+        if isinstance(source, Tensor):
+            from mmcore.decoding.source import Source
+
+            Source(source)  # refuses what is no content
+            source = source.cpu().numpy().tobytes()
+        elif isinstance(source, (bytearray, memoryview)):
+            source = bytes(source)
+        self._source = source
+        self._network = network
+        self._strict = strict
+        self.errors: dict[str, MMCoreError] = {}
+        self._spans: dict[str, tuple[float, float]] = {}
+        self._video: VideoDecoder | None = None
+        self._audio: AudioDecoder | None = None
+        self._text: TextDecoder | None = None
+        try:
+            if self._video_options is not None:
+                self._video = self._opened("video", self._open_video)
+            if self._audio_options is not None:
+                self._audio = self._opened("audio", self._open_audio)
+            if self._text_options is not None:
+                self._text = self._opened("text", self._open_text)
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, name: str, open_stream: Callable[[], Any]) -> Any:
+        try:
+            return open_stream()
+        except MMCoreError as error:
+            # tells a file without such a stream, and no media file at all, from a broken stream
+            if self._strict:
+                raise
+            if self._has(name):
+                self.errors[name] = error
+            return None
+
+    def _has(self, name: str) -> bool:
+        from mmcore.decoding.source import Source
+
+        with Source(self._source, network=self._network).open(probe=False) as container:
+            return any(stream.type == _FFMPEG_KINDS[name] for stream in container.streams)
+
+    def _open_video(self) -> VideoDecoder:
+        from mmcore.decoding import VideoDecoder
+
+        options = self._video_options
+        assert options is not None
+        return VideoDecoder(
+            self._source,
+            stream_index=options.stream_index,
+            num_threads=options.num_threads,
+            seek_mode=options.seek_mode,
+            transform=options.transform,
+            on_error=options.on_error,
+            index=options.index,
+            network=self._network,
+        )
+
+    def _open_audio(self) -> AudioDecoder:
+        from mmcore.decoding import AudioDecoder
+
+        options = self._audio_options
+        assert options is not None
+        return AudioDecoder(
+            self._source,
+            stream_index=options.stream_index,
+            sample_rate=options.sample_rate,
+            num_channels=options.num_channels,
+            on_error=options.on_error,
+            network=self._network,
+        )
+
+    def _open_text(self) -> TextDecoder:
+        from mmcore.decoding import TextDecoder
+
+        options = self._text_options
+        assert options is not None
+        return TextDecoder(
+            self._source,
+            stream_index=options.stream_index,
+            language=options.language,
+            sidecar=options.sidecar,
+            encoding=options.encoding,
+            markup=options.markup,
+            network=self._network,
+        )
+
+    # --- reading
+
+    def read(
+        self,
+        start: float | None = 0.0,
+        stop: float | None = None,
+        *,
+        augment: Augment | Augmentation | None = None,
+        seed: int | torch.Generator | None = None,
+    ) -> Clip:
+        """Read the clip of a range of time; arguments and errors as for :func:`mmcore.read_clip`."""
+        from mmcore.decoding.arguments import number_of_seconds
+
+        start = self._extent()[0] if start is None else number_of_seconds("start", start)
+        stop = max(self._extent()[1], start) if stop is None else number_of_seconds("stop", stop)
+        if stop < start:
+            raise ValueError(f"start, stop: expected start <= stop, got {start} and {stop}")
+        augmentation = augment.draw(seed) if isinstance(augment, Augment) else augment
+        if augmentation is not None:
+            if not isinstance(augmentation, Augmentation):
+                raise TypeError(f"augment: expected an Augment, got {type(augment).__name__}")
+            augmentation = replace(augmentation, speed=self._possible_speed(augmentation.speed))
+            start, stop = augmentation.time_range(start, stop)
+        clip = self._read(start, stop, augmentation)
+        if not clip.mask.any() and any(getattr(clip, name) is not None for name in self.modalities):
+            # looked at only now: the end of sound may take reading all of the file
+            first, last = self._extent()
+            if stop < first or start > last:
+                raise ValueError(
+                    f"start, stop: [{start}, {stop}] is no range of the file, which lasts from {first}"
+                    f" to {last} s"
+                )
+        return clip
+
+    def _read(self, start: float, stop: float, augmentation: Augmentation | None) -> Clip:
+        speed = 1.0 if augmentation is None else augmentation.speed
+        errors = dict(self.errors)
+
+        def clock(seconds: Any) -> Any:
+            return seconds if speed == 1 else start + (seconds - start) / speed
+
+        def attempt(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                return read(*arguments)
+            except MMCoreError as error:
+                if self._strict:
+                    raise
+                errors[name] = error
+                return None
+
+        video: FrameBatch | None = None
+        if self._video is not None:
+            video = attempt("video", self._read_video, self._video, start, stop, speed, augmentation)
+        if video is not None and speed != 1:
+            video = replace(
+                video,
+                pts_seconds=clock(video.pts_seconds),
+                duration_seconds=video.duration_seconds / speed,
+            )
+        audio: AudioSamples | None = None
+        if self._audio is not None:
+            audio = attempt("audio", self._read_audio, self._audio, start, stop, speed)
+        if audio is not None and speed != 1:
+            assert self._audio is not None
+            rate = self._audio.sample_rate
+            gaps = tuple((clock(a), clock(b)) for a, b in audio.gaps)
+            audio = replace(
+                audio,
+                pts_seconds=clock(audio.pts_seconds),
+                duration_seconds=audio.data.shape[1] / rate,
+                sample_rate=rate,
+                gaps=gaps,
+            )
+        text: tuple[TextSegment, ...] | None = None
+        if self._text is not None:
+            found = self._read_text(self._text, start, stop, errors)
+            text = tuple(replace(s, start=clock(s.start), end=clock(s.end)) for s in found)
+        held = {
+            "video": video is not None and len(video) > 0,
+            "audio": audio is not None and audio.data.shape[1] > 0,
+            "text": bool(text),
+        }
+        return Clip(
+            start=start,
+            stop=clock(stop),
+            modalities=self.modalities,
+            mask=torch.tensor([[held[name] for name in self.modalities]], device="cpu"),
+            video=video,
+            audio=audio,
+            spectrogram=None if audio is None else self._spectrogram(audio, augmentation),
+            text=text,
+            tokens=None if text is None else self._tokens(text),
+            errors=errors,
+            layout=self._transform().layout,
+            augmentation=augmentation,
+        )
+
+    def _transform(self) -> FrameTransform:
+        options = self._video_options
+        return _BYTES if options is None or options.transform is None else options.transform
+
+    def _read_video(
+        self,
+        decoder: VideoDecoder,
+        start: float,
+        stop: float,
+        speed: float,
+        augmentation: Augmentation | None,
+    ) -> FrameBatch:
+        from mmcore.decoding import FrameBatch
+
+        options = self._video_options
+        assert options is not None
+        transform = self._transform()
+        if augmentation is not None:
+            m = decoder.metadata
+            transform = augmentation.transform(transform, m.height, m.width)
+        if decoder.transform != transform:
+            decoder.transform = transform
+        begin, end = self._span("video")
+        a, b = min(max(start, begin), end), min(max(stop, begin), end)
+        if options.fps is not None:
+            fps = options.fps / speed
+            # the grid is the clip's, wherever the pictures begin
+            a = min(start + math.ceil((a - start) * fps - 1e-6) / fps, b)
+            return decoder.get_frames_played_in_range(a, b, fps=fps)
+        if options.num_frames is not None and a < b:
+            step = (b - a) / options.num_frames
+            times = [a + i * step for i in range(options.num_frames)]
+            batch = decoder.get_frames_played_at(times)
+            pts = torch.tensor(times, dtype=torch.float64, device="cpu")
+            return FrameBatch(batch.data, pts, torch.full_like(pts, step), batch.valid)
+        return decoder.get_frames_played_in_range(a, b)
+
+    def _read_audio(self, decoder: AudioDecoder, start: float, stop: float, speed: float) -> AudioSamples:
+        # what is resampled to fewer samples lasts less long at the same rate
+        rate = decoder.sample_rate
+        decoder.sample_rate = round(rate / speed)
+        try:
+            return self._samples(decoder, start, stop)
+        finally:
+            decoder.sample_rate = rate
+
+    def _samples(self, decoder: AudioDecoder, start: float, stop: float) -> AudioSamples:
+        begin = decoder.begin_stream_seconds
+        try:
+            return decoder.get_samples_played_in_range(max(start, begin), max(stop, begin))
+        except ValueError:
+            if start < decoder.end_stream_seconds:
+                raise
+            return decoder.get_samples_played_in_range(begin, begin)
+
+    def _read_text(
+        self, decoder: TextDecoder, start: float, stop: float, errors: dict[str, MMCoreError]
+    ) -> list[TextSegment]:
+        damage = decoder.metadata.damage
+        if damage is not None:
+            error = DecodeError(f"{decoder!r}: a part could not be read: {damage}")
+            if self._strict:
+                raise error
+            errors["text"] = error
+        return decoder.get_segments_played_in_range(start, stop)
+
+    def _tokens(self, text: tuple[TextSegment, ...]) -> TimedTokens | None:
+        from mmcore.tokenizers import tokenize_segments
+
+        options = self._text_options
+        if options is None or options.tokenizer is None:
+            return None
+        return tokenize_segments(text, options.tokenizer, add_special_tokens=options.add_special_tokens)
+
+    def _spectrogram(self, audio: AudioSamples, augmentation: Augmentation | None) -> Spectrogram | None:
+        from mmcore.ops.log_mel import log_mel
+
+        settings = None if self._audio_options is None else self._audio_options.mel_settings
+        if settings is None:
+            return None
+        time_dim = 1 if settings.layout == "mel_time" else 0
+        if settings.num_frames(audio.data.shape[1]):
+            data = log_mel(audio.data.mean(0), settings.sample_rate, settings)
+        else:
+            data = torch.empty((settings.n_mels, 0), device="cpu").movedim(1, time_dim)
+        if augmentation is not None and augmentation.options.spec_augment is not None:
+            mask = augmentation.options.spec_augment
+            turned = data.movedim(time_dim, -1)
+            data = mask(turned, augmentation.spec_seed).movedim(-1, time_dim).contiguous()
+        first = float(settings.frame_centers(1)[0])
+        return Spectrogram(data, audio.pts_seconds + first, 1 / settings.frame_rate, time_dim)
+
+    def _possible_speed(self, speed: float) -> float:
+        """The speed nearest to ``speed`` that makes a whole number of samples per second of the file."""
+        if self._audio is None or speed == 1:
+            return speed
+        rate = self._audio.sample_rate
+        return rate / max(1, round(rate / speed))
+
+    # --- what the streams are like
+
+    def _span(self, name: str) -> tuple[float, float]:
+        """From when to when a stream lasts that could be opened."""
+        if name not in self._spans:
+            if name == "video":
+                assert self._video is not None
+                times = self._video.frame_times
+                last = float(times.pts_seconds[-1]) + float(times.duration_seconds[-1])
+                self._spans[name] = float(times.pts_seconds[0]), last
+            elif name == "audio":
+                assert self._audio is not None
+                begin = self._audio.begin_stream_seconds
+                try:
+                    end = self._audio.end_stream_seconds
+                except MMCoreError:
+                    if self._strict:
+                        raise
+                    end = self._audio.metadata.end_stream_seconds or begin
+                self._spans[name] = begin, end
+            else:
+                assert self._text is not None
+                m = self._text.metadata
+                self._spans[name] = m.begin_stream_seconds or 0.0, m.end_stream_seconds or 0.0
+        return self._spans[name]
+
+    def _extent(self) -> tuple[float, float]:
+        """From when to when pictures and sound last, else words; (0, 0) if nothing is open."""
+        spans = [
+            self._span(name)
+            for name, stream in (("video", self._video), ("audio", self._audio))
+            if stream is not None
+        ]
+        if not spans and self._text is not None:
+            spans = [(0.0, self._span("text")[1])]
+        return min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
+
+    # --- life
+
+    def close(self) -> None:
+        """Release the file; reading then raises ValueError."""
+        for decoder in (self._video, self._audio):
+            if decoder is not None:
+                decoder.close()
+
+    def __enter__(self) -> ClipReader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def read_clip(
+    source: Any,
+    start: float | None = 0.0,
+    stop: float | None = None,
+    *,
+    video: bool | dict[str, Any] | VideoOptions | None = True,
+    audio: bool | dict[str, Any] | AudioOptions | None = True,
+    text: bool | dict[str, Any] | TextOptions | None = True,
+    augment: Augment | Augmentation | None = None,
+    seed: int | torch.Generator | None = None,
+    strict: bool = False,
+    network: bool = False,
+) -> Clip:
+    """Read pictures, sound and words of one stretch of a file, on one clock.
+
+    Parameters
+    ----------
+    source : str, os.PathLike, bytes, bytearray, memoryview, Tensor or file-like object
+        As for :class:`mmcore.VideoDecoder`.
+    start : float, optional
+        Seconds on the file's clock; None where its first stream begins.
+    stop : float, optional
+        None for the end. What of the range lies outside a stream is not in the clip. Frames are those shown
+        in the range, the first one maybe from before; samples those heard in it; segments those shown at some
+        time of it.
+    video : bool, None, dict or VideoOptions
+        True: read what the file has; False or None: do not; or options, of the class or in a dict:
+        ``transform``, ``fps``, ``num_frames``, ...
+    audio : bool, None, dict or AudioOptions
+        Such as ``{"sample_rate": 16000, "num_channels": 1, "log_mel": mmcore.LogMelSettings.whisper()}``.
+    text : bool, None, dict or TextOptions
+        Such as ``{"language": "en", "tokenizer": mmcore.ByteTokenizer()}``.
+    augment : Augment or Augmentation, optional
+        Random changes to draw for this clip, or those drawn before, of ``Clip.augmentation``.
+    seed : int or torch.Generator, optional
+        Of the random changes. None: torch's own generator, which DataLoader seeds in each worker.
+    strict : bool
+        Raise what would be kept in ``Clip.errors``, and for a modality that the file lacks.
+    network : bool
+        Allow URLs and playlists, as for :class:`mmcore.VideoDecoder`.
+
+    Returns
+    -------
+    Clip
+        Empty, but of the right shapes, for ``start == stop``.
+
+    Raises
+    ------
+    DecodeError
+        If the source is missing or no media file; with ``strict`` for a stream that is missing or damaged.
+    ValueError, TypeError
+        For arguments that are wrong, such as a stop before the start, a range that lies wholly outside the
+        file, or a tokenizer that raises.
+
+    Notes
+    -----
+    Damage of one stream never costs the others: a stream that cannot be opened or read is None in the clip,
+    and ``Clip.errors`` says why. Single frames that cannot be decoded are a matter of the video's
+    ``on_error``. Use :class:`mmcore.clips.ClipReader` to read several clips of one file.
+
+    Examples
+    --------
+    >>> import mmcore
+    >>> clip = mmcore.read_clip("film.mp4", 10, 12, video={"num_frames": 8})            # doctest: +SKIP
+    >>> clip.video.pts_seconds, clip.audio.pts_seconds, clip.text[0].start              # doctest: +SKIP
+    """
+    with ClipReader(source, video=video, audio=audio, text=text, strict=strict, network=network) as reader:
+        return reader.read(start, stop, augment=augment, seed=seed)
