@@ -1,10 +1,11 @@
-"""``mmcore decode``: frames of a file as a tensor on disk."""
+"""``mmcore decode``: pictures, sound and words of a file as tensors on disk."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,17 @@ from mmcore.cli.info import describe
 from mmcore.cli.pictures import to_pictures, write_sheet
 from mmcore.cli.render import console, format_bytes, warn
 from mmcore.cli.selection import read, select, spread
+from mmcore.cli.sound_and_words import (
+    audio_metadata,
+    held_kinds,
+    open_audio,
+    open_text,
+    read_audio,
+    read_text,
+    text_metadata,
+    words_at,
+)
+from mmcore.errors import DecodeError
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +114,11 @@ def _layout(text: str) -> Any:
     return patches(*values)
 
 
+_BESIDE: Any = {"rich_help_panel": "Sound and words"}
+
+
 def decode(
-    file: Annotated[Path, typer.Argument(help="The video file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The media file.", show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write: .pt, .npz or .safetensors.", show_default=False),
@@ -121,7 +136,8 @@ def decode(
     ] = None,
     scale: Annotated[float | None, typer.Option(help="Factor from levels 0-255 to values.  [1/255]")] = None,
     dtype: Annotated[
-        DType | None, typer.Option(help="Type of the tensor.  [uint8; float32 with --mean, --std or --scale]")
+        DType | None,
+        typer.Option(help="Type of frames; uint8, or float32 with --mean, --std or --scale."),
     ] = None,
     layout: Annotated[
         str, typer.Option(help="NCHW, NHWC, CNHW, or patches:PATCH[,TEMPORAL[,MERGE]].")
@@ -142,10 +158,38 @@ def decode(
     num_threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for decoding and conversion.")
     ] = None,
+    video: Annotated[
+        bool | None, typer.Option("--video/--no-video", help="Read frames; by default if there are any.")
+    ] = None,
+    audio: Annotated[
+        bool | None,
+        typer.Option("--audio/--no-audio", help="Read sound; by default if there is any.", **_BESIDE),
+    ] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(min=1, help="Resample to this many Hz, as 16000.", **_BESIDE)
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Mix to this many channels.", **_BESIDE)
+    ] = None,
+    audio_stream: Annotated[
+        int | None, typer.Option(help="Audio stream, by its index in the file.", **_BESIDE)
+    ] = None,
+    text: Annotated[
+        bool | None,
+        typer.Option("--text/--no-text", help="Read subtitles; by default if there are any.", **_BESIDE),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Language of the subtitles, as en.", **_BESIDE)] = None,
+    sidecar: Annotated[
+        Path | None, typer.Option(help="Read this subtitle file, not one named after FILE.", **_BESIDE)
+    ] = None,
+    text_stream: Annotated[
+        int | None, typer.Option(help="Subtitle stream, by its index in the file.", **_BESIDE)
+    ] = None,
 ) -> None:
     """Decode FILE to a tensor file and/or a contact sheet.
 
-    The file written holds "frames", "pts_seconds", "duration_seconds", "indices" and "metadata".
+    The file written holds what FILE has of these: "frames", "pts_seconds", "duration_seconds" and "indices";
+    "audio"; and "metadata", with the words in it.
     """
     if output is None and preview is None:
         raise typer.BadParameter("nothing to write: give --output, --preview or both")
@@ -191,36 +235,82 @@ def decode(
         if target is not None and target.is_dir():
             raise IsADirectoryError(f"{target}: is a directory, expected the name of a file to write")
 
-    with mmcore.VideoDecoder(
-        file, stream_index=stream_index, num_threads=num_threads, transform=transform
-    ) as decoder:
-        listed = None if indices is None else _numbers(indices, "--indices", int, "whole numbers, as 0,10,20")
-        wanted, times = select(decoder, start=start, stop=stop, fps=fps, every=every, num=num, indices=listed)
-        if output is None:  # only a picture: no need for more frames than it shows
-            shown = spread(len(wanted), SHEET_FRAMES)
-            wanted, times = [wanted[i] for i in shown], times and [times[i] for i in shown]
-        frames, pts, duration = read(decoder, transform, wanted)
-        if times is not None and fps is not None:  # resampled: each frame stands for a step of the new rate
-            pts, duration = torch.tensor(times, dtype=torch.float64), torch.full_like(pts, 1 / fps)
-        if decoder.metadata.damage is not None:
-            warn(f"{file}: breaks off after {len(decoder)} frames: {decoder.metadata.damage}")
-        if output is not None:
-            tensors = {
+    kinds = held_kinds(file)
+    read_video = ("video" in kinds or stream_index is not None) if video is None else video
+    audio_chosen = bool(audio) or audio_stream is not None
+    text_chosen = bool(text) or not (language is None and sidecar is None and text_stream is None)
+    if (audio is False and audio_chosen) or (text is False and text_chosen):
+        raise typer.BadParameter("--no-audio and --no-text leave no choice of a stream, file or language")
+    audio_required, text_required = audio_chosen or kinds == {"audio"}, text_chosen or kinds == {"subtitle"}
+    if preview is not None and not read_video:
+        raise DecodeError(f"{file}: has no pictures for --preview")
+    tensors: dict[str, torch.Tensor] = {}
+    metadata: dict[str, Any] = {"mmcore": mmcore.__version__, "source": file.name}
+    metadata |= dict.fromkeys(("stream", "transform", "audio", "text"))
+    parts: list[str] = []
+    with ExitStack() as stack:
+        sound = words = None
+        if output is not None and audio is not False and (audio_chosen or "audio" in kinds):
+            sound = open_audio(
+                file,
+                required=audio_required,
+                stream_index=audio_stream,
+                sample_rate=sample_rate,
+                channels=channels,
+            )
+            if sound is not None:
+                stack.enter_context(sound)
+        if text is not False and (text_chosen or "subtitle" in kinds):
+            words = open_text(
+                file,
+                required=text_required,
+                stream_index=text_stream,
+                language=language,
+                sidecar=sidecar,
+            )
+        if not read_video and sound is None and words is None:
+            raise DecodeError(f"{file}: no pictures, sound or words to read")
+        if read_video:
+            decoder = stack.enter_context(
+                mmcore.VideoDecoder(
+                    file, stream_index=stream_index, num_threads=num_threads, transform=transform
+                )
+            )
+            listed = (
+                None if indices is None else _numbers(indices, "--indices", int, "whole numbers, as 0,10,20")
+            )
+            wanted, times = select(
+                decoder, start=start, stop=stop, fps=fps, every=every, num=num, indices=listed
+            )
+            if output is None:  # only a picture: no need for more frames than it shows
+                shown = spread(len(wanted), SHEET_FRAMES)
+                wanted, times = [wanted[i] for i in shown], times and [times[i] for i in shown]
+            frames, pts, duration = read(decoder, transform, wanted)
+            if times is not None and fps is not None:  # resampled: each frame stands for a step of the rate
+                pts, duration = torch.tensor(times, dtype=torch.float64), torch.full_like(pts, 1 / fps)
+            if decoder.metadata.damage is not None:
+                warn(f"{file}: breaks off after {len(decoder)} frames: {decoder.metadata.damage}")
+            tensors |= {
                 "frames": frames,
                 "pts_seconds": pts,
                 "duration_seconds": duration,
                 "indices": torch.tensor(wanted, dtype=torch.int64),
             }
-            metadata = {
-                "mmcore": mmcore.__version__,
-                "source": file.name,
-                "stream": describe(decoder.metadata),
-                "transform": json.loads(transform.spec),
-            }
+            metadata |= {"stream": describe(decoder.metadata), "transform": json.loads(transform.spec)}
+            parts.append(_summary("frames", frames))
+        if sound is not None:
+            samples = read_audio(sound, file, start, stop, required=audio_required)
+            if samples is not None:
+                tensors["audio"] = samples.data
+                metadata["audio"] = audio_metadata(sound, samples)
+                parts.append(_summary(f"audio at {samples.sample_rate} Hz", samples.data))
+        if words is not None:
+            segments = read_text(words, start, stop)
+            metadata["text"] = text_metadata(words, segments)
+            parts.append(f"text of {len(segments)} segment{'s' * (len(segments) != 1)}")
+        if output is not None:
             save(output, tensors, metadata)
-            shape = "x".join(map(str, frames.shape))
-            size = format_bytes(frames.numel() * frames.element_size())
-            console().print(f"{output}: frames {shape} {dtype.value}, {size}", markup=False)
+            console().print(f"{output}: {'; '.join(parts)}", markup=False, soft_wrap=True)
         if preview is not None:
             meta = decoder.metadata
             geometry = transform.geometry(meta.height, meta.width)
@@ -229,12 +319,17 @@ def decode(
             write_sheet(
                 preview,
                 pictures[shown],
-                [f"{pts[i]:.3f} s   #{wanted[i]}" for i in shown],
+                [f"{pts[i]:.3f} s   #{wanted[i]}   {words_at(words, pts[i].item())}" for i in shown],
                 file.name,
                 f"{meta.width}x{meta.height}  {meta.codec}  {meta.average_fps or 0:.2f} fps  "
                 f"{len(shown)} of {meta.num_frames} frames, shown as {geometry.out_w}x{geometry.out_h}",
             )
             console().print(f"{preview}: contact sheet of {len(shown)} frames", markup=False)
+
+
+def _summary(name: str, tensor: torch.Tensor) -> str:
+    shape, dtype = "x".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
+    return f"{name} {shape} {dtype}, {format_bytes(tensor.numel() * tensor.element_size())}"
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcore.cli.demo_figure import Bar, DemoFigure
 from mmcore.cli.info import collect
-from mmcore.cli.pictures import DIM, FOREGROUND, Canvas, to_pictures
 from mmcore.cli.render import console, format_bytes, table
 from mmcore.cli.selection import spread
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from rich.console import Console
 
-    from mmcore import FrameTransform
-    from mmcore.sample import SampleClip
+    from mmcore import AudioDecoder, FrameTransform
 
 __all__ = ["demo"]
 
@@ -37,7 +35,7 @@ def demo(
         Path, typer.Option("--output", "-o", help="Folder for the clip and the picture.")
     ] = Path("mmcore-demo"),
 ) -> None:
-    """Render a clip, decode it to a model's input, time that, and draw what came out."""
+    """Render a clip, decode its pictures, sound and words, time that, and draw what came out."""
     import mmcore
     from mmcore.sample import write_sample
 
@@ -99,23 +97,44 @@ def demo(
         f"{'bit for bit those' if same else 'DIFFERENT from those'} of step 2.",
     )
 
-    _step(out, 4, "Check the clock: a flash, a click and a word begin together")
-    sound, rate = _read_sound(path)
-    with mmcore.VideoDecoder(path) as decoder:
-        for start, word in _read_words(path)[:3]:
-            before, at = (decoder.get_frame_played_at(start + d) for d in (-0.01, 0.01))
+    _step(out, 4, "Read the sound and the words")
+    settings = mmcore.LogMelSettings.whisper()
+    with mmcore.AudioDecoder(path, sample_rate=settings.sample_rate, num_channels=1) as listener:
+        sound, decoding = _timed(listener.get_all_samples)
+    mels, transforming = _timed(lambda: mmcore.log_mel(sound.data, sound.sample_rate, settings)[0])
+    words = mmcore.TextDecoder(path)
+    tokens = mmcore.tokenize_segments(words, mmcore.ByteTokenizer())
+    _say(
+        out,
+        f"Sound: mono at {sound.sample_rate} Hz, {tuple(sound.data.shape)} in {decoding * 1000:.0f} ms;"
+        f" log-mel as Whisper's, {tuple(mels.shape)} in {transforming * 1000:.1f} ms.",
+    )
+    _say(
+        out,
+        f"Words: {', '.join(segment.text for segment in words)}; {len(tokens)} byte tokens with their times.",
+    )
+
+    _step(out, 5, "Check the clock: a flash, a click and a word begin together")
+    with (
+        mmcore.VideoDecoder(path) as decoder,
+        mmcore.AudioDecoder(path, num_channels=1) as listener,
+    ):
+        for segment in words[:3]:
+            before, at = (decoder.get_frame_played_at(segment.start + d) for d in (-0.01, 0.01))
             jump = at.data.float().mean() - before.data.float().mean()
             _say(
                 out,
-                f"{word!r} at {start:.3f} s: picture {jump:.0f} levels brighter from {at.pts_seconds:.3f} s, "
-                f"click at {_onset(sound, rate, start):.3f} s.",
+                f"{segment.text!r} at {segment.start:.3f} s: picture {jump:.0f} levels brighter from"
+                f" {at.pts_seconds:.3f} s, click at {_onset(listener, segment.start):.3f} s.",
             )
 
-    _step(out, 5, "Draw it")
+    _step(out, 6, "Draw it")
     picture = output / "demo.png"
     with _working(out, "drawing"):
-        _draw(picture, clip, transform, ways, sound, rate)
-    _say(out, f"{picture}: the clip, what the model receives, the common clock and the times.")
+        names = {"raw": "decode only", "mmcore": "mmcore", "usual": "PyAV + torch"}
+        bars = [Bar(name, ways[key].milliseconds, ways[key].ratio) for key, name in names.items()]
+        DemoFigure(clip, frames, transform, mels, settings, sound, words, bars).write(picture)
+    _say(out, f"{picture}: pictures, log-mel and words on one time axis, the model's input, and the times.")
     out.print()
     _say(out, f"Next: mmcore info {path}, or mmcore decode --help.")
 
@@ -212,115 +231,9 @@ def _working(out: Console, text: str) -> Any:
     return out.status(f"{text} ...")
 
 
-def _read_sound(path: Path) -> tuple[np.ndarray[Any, Any], int]:
-    import av
-    import numpy as np
-
-    with av.open(str(path)) as container:
-        rate: int = container.streams.audio[0].rate
-        parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    return np.concatenate(parts, axis=1).mean(axis=0), rate
-
-
-def _read_words(path: Path) -> list[tuple[float, str]]:
-    """Start and text of the subtitles."""
-    import av
-
-    with av.open(str(path)) as container:
-        stream = container.streams.subtitles[0]
-        # mov_text: two bytes of length, then UTF-8; empty texts fill the pauses
-        return [
-            (float(p.pts * p.time_base), bytes(p)[2:].decode())
-            for p in container.demux(stream)
-            if p.size > 2 and p.pts is not None and p.time_base is not None
-        ]
-
-
-def _onset(sound: np.ndarray[Any, Any], rate: int, near: float) -> float:
+def _onset(decoder: AudioDecoder, near: float) -> float:
     """Instant within 0.1 s of ``near`` at which the sound first jumps."""
-    import numpy as np
-
-    first = round((near - 0.1) * rate)
-    jumps = np.abs(np.diff(sound[first : first + round(0.2 * rate)]))
-    return float(first + np.argmax(jumps > 0.25 * jumps.max()) + 1) / rate
-
-
-def _draw(
-    path: Path,
-    clip: SampleClip,
-    transform: FrameTransform,
-    ways: dict[str, Way],
-    sound: np.ndarray[Any, Any],
-    rate: int,
-) -> None:
-    """Write the picture: frames of the clip, the tensor's frames below them, then one time axis for all."""
-    import numpy as np
-    import torch
-
-    import mmcore
-
-    frames = ways["mmcore"].result
-    margin, gap, columns = 36, 16, 6
-    tile_h = round(CROP * clip.height / clip.width)
-    width = 2 * margin + columns * CROP + (columns - 1) * gap
-    first = clip.events[0].frame
-    chosen = [first - 8, first - 2, first, first + 2, first + 10, first + 21]
-    shrink = mmcore.FrameTransform(resize=(tile_h, CROP), dtype=torch.uint8, layout="NHWC")
-    with mmcore.VideoDecoder(clip.path, transform=shrink) as decoder:
-        small = decoder.get_frames_at(chosen).data
-    seen = to_pictures(frames[chosen], transform, len(chosen), CROP, CROP)
-
-    top_clip = 132
-    top_seen = top_clip + tile_h + 74
-    top_plot = top_seen + CROP + 80
-    canvas = Canvas(top_plot + 290, width)
-    canvas.text(margin, 48, "mmcore: a video file becomes a model's input", size=17, weight="bold")
-    shape = "x".join(map(str, frames.shape))
-    canvas.text(margin, 74, f"{clip.width}x{clip.height} H.264 to {shape} {frames.dtype}", size=10, color=DIM)
-    canvas.text(margin, top_clip - 14, "Decoded frames", size=11)
-    heading = (
-        f"What the model receives: short side {SHORT_SIDE}, centre {CROP}x{CROP}, normalised (mapped back)"
-    )
-    canvas.text(margin, top_seen - 14, heading, size=11)
-    for i, frame in enumerate(chosen):
-        left = margin + i * (CROP + gap)
-        canvas.picture(top_clip, left, small[i])
-        canvas.text(left, top_clip + tile_h + 18, f"{frame / clip.fps:.3f} s   #{frame}", size=8, color=DIM)
-        canvas.picture(top_seen, left, seen[i])
-
-    plot = canvas.axes(margin, top_plot + 14, 860, 210)
-    times = np.arange(clip.num_frames) / clip.fps
-    light = (
-        to_pictures(frames, transform, clip.num_frames, CROP, CROP).float().mean(dim=(1, 2, 3)).numpy() / 255
-    )
-    step = rate // 200
-    loud = np.abs(sound[: len(sound) // step * step]).reshape(-1, step).max(axis=1)
-    plot.fill_between(
-        np.arange(len(loud)) * step / rate, loud / loud.max() * 0.45, color="#4aa8ff", alpha=0.55, lw=0
-    )
-    plot.plot(times, light, color="#ffc857", lw=1.6)
-    for event in clip.events:
-        plot.axvline(event.seconds, color=FOREGROUND, lw=0.6, ls=":", alpha=0.6)
-        plot.text(event.seconds + 0.03, 0.93, event.word, color=FOREGROUND, size=9)
-    plot.set(xlim=(0, clip.duration_seconds), ylim=(0, 1.05), yticks=[], xlabel="seconds")
-    left = margin
-    for text, color, advance in (
-        ("One clock:", FOREGROUND, 96),
-        ("brightness of the tensor,", "#ffc857", 204),
-        ("loudness of the sound,", "#4aa8ff", 186),
-        ("words", FOREGROUND, 0),
-    ):
-        canvas.text(left, top_plot - 4, text, size=11, color=color)
-        left += advance
-
-    left = margin + 1040
-    bars = canvas.axes(left, top_plot + 14, width - margin - left, 210)
-    names = {"raw": "decode only", "mmcore": "mmcore", "usual": "PyAV + torch"}
-    values = [ways[name].milliseconds for name in names]
-    bars.barh(list(names.values()), values, color=["#5c6370", "#ffc857", "#5c6370"], height=0.55)
-    for i, name in enumerate(names):
-        bars.text(values[i], i, f" {ways[name].ratio:.2f}x", va="center", color=FOREGROUND, size=9)
-    bars.invert_yaxis()
-    bars.set(xlim=(0, max(values) * 1.2), xlabel="ms per frame")
-    canvas.text(margin + 940, top_plot - 4, "Time per frame, as a multiple of decoding only", size=11)
-    canvas.save(path)
+    samples = decoder.get_samples_played_in_range(near - 0.1, near + 0.1)
+    jumps = samples.data[0].diff().abs()
+    first = int((jumps > 0.25 * jumps.max()).nonzero()[0])
+    return samples.pts_seconds + (first + 1) / samples.sample_rate

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from mmcore.cli.render import (
     console,
@@ -20,16 +21,18 @@ from mmcore.cli.render import (
 from mmcore.errors import MMCoreError
 
 if TYPE_CHECKING:
-    from mmcore import VideoStreamMetadata
+    from rich.table import Table
 
-__all__ = ["collect", "describe", "info", "show"]
+    from mmcore import AudioDecoder, TextStreamMetadata, VideoStreamMetadata
+
+__all__ = ["collect", "describe", "describe_audio", "describe_text", "info", "show"]
 
 
 def info(
     file: Annotated[Path, typer.Argument(help="The media file.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show the streams of FILE: codecs, sizes, colour, rotation and exact timing."""
+    """Show pictures, sound and words of FILE: codecs, sizes, colour, rotation, exact timing, languages."""
     facts = collect(file)
     if json:
         typer.echo(jsonlib.dumps(facts, indent=2))
@@ -48,6 +51,7 @@ def collect(file: Path) -> dict[str, Any]:
     import av
 
     from mmcore.decoding.source import Source
+    from mmcore.decoding.text_files import find_sidecars
 
     with Source(file).open() as container:
         start, duration = container.start_time, container.duration
@@ -71,17 +75,20 @@ def collect(file: Path) -> dict[str, Any]:
             common = {
                 "stream_index": stream.index,
                 "codec": _codec(stream),
-                "language": stream.language,
+                "language": None if stream.language in ("", "und") else stream.language,
                 "default": bool(int(stream.disposition) & 1),
             }
             if stream.type == "video":
                 facts["video"].append(common | _video(container, stream, file))
             elif stream.type == "audio":
-                facts["audio"].append(common | _audio(stream))
+                facts["audio"].append(common | _audio(stream, file))
             elif stream.type == "subtitle":
-                facts["subtitles"].append(common | _times(stream))
+                facts["subtitles"].append(common | _words(file, stream_index=stream.index))
             else:
                 facts["other"].append(common | {"type": stream.type})
+    beside = {"stream_index": None, "codec": None, "language": None, "default": False}
+    for sidecar in find_sidecars(file):
+        facts["subtitles"].append(beside | _words(file, sidecar=sidecar.path) | {"path": str(sidecar.path)})
     return facts
 
 
@@ -93,28 +100,82 @@ def _codec(stream: Any) -> str | None:
     return name
 
 
-def _times(stream: Any) -> dict[str, Any]:
-    seconds = [
-        None if v is None else float(v * stream.time_base) for v in (stream.start_time, stream.duration)
-    ]
-    return {"start_seconds": seconds[0], "duration_seconds": seconds[1]}
+def _audio(stream: Any, file: Path) -> dict[str, Any]:
+    import mmcore
+
+    context = stream.codec_context  # None if there is no decoder
+    facts: dict[str, Any] = {
+        "sample_rate": getattr(context, "sample_rate", None),
+        "channels": getattr(context, "channels", None),
+        "layout": context.layout.name if context else None,
+        "sample_format": context.format.name if context and context.format else None,
+        "bit_rate": getattr(context, "bit_rate", None) or None,
+        "begin_stream_seconds": None,
+        "end_stream_seconds": None,
+        "duration_seconds": None,
+    }
+    try:
+        with mmcore.AudioDecoder(file, stream_index=stream.index) as decoder:
+            facts |= describe_audio(decoder)
+    except MMCoreError as error:
+        facts["error"] = str(error)
+    return facts
 
 
-def _audio(stream: Any) -> dict[str, Any]:
-    context = stream.codec_context
-    return _times(stream) | {
-        "sample_rate": context.sample_rate,
-        "channels": context.channels,
-        "layout": context.layout.name,
-        "sample_format": context.format.name if context.format else None,
-        "bit_rate": stream.bit_rate or None,
+def describe_audio(decoder: AudioDecoder) -> dict[str, Any]:
+    """An audio stream's metadata as plain JSON types, named as ``mmcore info --json`` names them."""
+    m, begin, end = decoder.metadata, decoder.begin_stream_seconds, decoder.end_stream_seconds
+    return {
+        "stream_index": m.stream_index,
+        "codec": m.codec,
+        "language": m.language,
+        "sample_rate": m.sample_rate,
+        "channels": m.num_channels,
+        "layout": m.channel_layout,
+        "sample_format": m.sample_format,
+        "bit_rate": m.bit_rate,
+        "begin_stream_seconds": begin,
+        "end_stream_seconds": end,
+        "duration_seconds": end - begin,
+    }
+
+
+def _words(file: Path, **choice: Any) -> dict[str, Any]:
+    import mmcore
+
+    try:
+        return describe_text(mmcore.TextDecoder(file, **choice).metadata)
+    except MMCoreError as error:
+        return {"error": str(error)}
+
+
+def describe_text(metadata: TextStreamMetadata) -> dict[str, Any]:
+    """A text stream's metadata as plain JSON types, named as ``mmcore info --json`` names them."""
+    m = metadata
+    return {
+        "stream_index": m.stream_index,
+        "path": m.path,
+        "codec": m.codec,
+        "language": m.language,
+        "title": m.title,
+        "default": m.default,
+        "forced": m.forced,
+        "encoding": m.encoding,
+        "num_segments": m.num_segments,
+        "begin_stream_seconds": m.begin_stream_seconds,
+        "end_stream_seconds": m.end_stream_seconds,
+        "damage": m.damage,
     }
 
 
 def _video(container: Any, stream: Any, file: Path) -> dict[str, Any]:
     import mmcore
 
-    facts: dict[str, Any] = {"profile": stream.profile, "pixel_format": stream.codec_context.pix_fmt}
+    context = stream.codec_context
+    facts: dict[str, Any] = {
+        "profile": stream.profile if context else None,
+        "pixel_format": context.pix_fmt if context else None,
+    }
     try:
         with mmcore.VideoDecoder(file, stream_index=stream.index) as decoder:
             facts |= describe(decoder.metadata)
@@ -180,34 +241,56 @@ def show(facts: dict[str, Any]) -> None:
     for v in facts["video"]:
         out.print(key_value_table(f"Video, stream {v['stream_index']}", _video_rows(v)))
     if facts["audio"]:
-        t = table(
-            "stream", "codec", "rate", "channels", "duration", "start", "bit rate", "language", title="Audio"
-        )
+        t = table("stream", "codec", "rate", "channels", "heard", "bit rate", "language", title="Audio")
         for a in facts["audio"]:
-            cells: tuple[Any, ...] = (
+            _add_row(
+                t,
                 a["stream_index"],
                 a["codec"],
-                f"{a['sample_rate']} Hz",
-                f"{a['channels']} ({a['layout']})",
-                format_seconds(a["duration_seconds"]),
-                format_seconds(a["start_seconds"]),
+                a["sample_rate"] and f"{a['sample_rate']} Hz",
+                a["channels"] and f"{a['channels']} ({a['layout']})",
+                _span(a),
                 format_rate(a["bit_rate"]),
                 a["language"],
             )
-            t.add_row(*(str(x) if x is not None else "-" for x in cells))
         out.print(t)
-    rest = facts["subtitles"] + facts["other"]
-    if rest:
-        t = table("stream", "kind", "codec", "duration", "language", title="Subtitles and other streams")
-        for s in rest:
-            duration = format_seconds(s.get("duration_seconds"))
-            cells = (s["stream_index"], s.get("type", "subtitle"), s["codec"], duration, s["language"])
-            t.add_row(*(str(x) if x is not None else "-" for x in cells))
+    if facts["subtitles"]:
+        t = table("stream", "codec", "segments", "shown", "language", "marked", title="Subtitles")
+        for s in facts["subtitles"]:
+            marks = [name for name in ("default", "forced") if s.get(name)]
+            where = s["stream_index"] if s["stream_index"] is not None else Path(s["path"]).name
+            _add_row(
+                t, where, s["codec"], s.get("num_segments"), _span(s), s["language"], ", ".join(marks) or None
+            )
         out.print(t)
+    if facts["other"]:
+        t = table("stream", "kind", "codec", "language", title="Other streams")
+        for o in facts["other"]:
+            _add_row(t, o["stream_index"], o["type"], o["codec"], o["language"])
+        out.print(t)
+    names = {"video": "pictures", "audio": "sound", "subtitles": "words"}
+    missing = [name for kind, name in names.items() if not facts[kind]]
+    if missing:
+        out.print(f"No {' and no '.join(missing)}.")
+
+
+def _add_row(t: Table, *cells: Any) -> None:
+    """Cells as they are: a language tag or a file's name may hold what rich takes for markup."""
+    t.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _span(facts: dict[str, Any]) -> str | None:
+    """From when to when a stream lasts, or what is wrong with it."""
+    if "error" in facts:
+        return str(facts["error"])
+    if facts["begin_stream_seconds"] is None:
+        return None
+    span = f"{facts['begin_stream_seconds']:.3f} s to {facts['end_stream_seconds']:.3f} s"
+    return f"{span}; {facts['damage']}" if facts.get("damage") else span
 
 
 def _video_rows(v: dict[str, Any]) -> dict[str, Any]:
-    codec = v["codec"] + (f" ({v['profile']})" if v["profile"] else "")
+    codec = (v["codec"] or "unknown") + (f" ({v['profile']})" if v["profile"] else "")
     if "error" in v:
         return {"codec": codec, "pixel format": v["pixel_format"], "error": v["error"]}
     color, family = v["color"], _family(v["pixel_format"])

@@ -19,6 +19,7 @@ BACKGROUND = "#15171c"
 FOREGROUND = "#f2f2f2"
 DIM = "#9aa0aa"
 DPI = 100
+CAPTION_LETTER = 6  # pixels of width, on average
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,11 @@ def write_sheet(
     for i in range(count):
         top, left = sheet.corner(i)
         canvas.picture(top, left, pictures[i])
-        canvas.text(left, top + sheet.tile_height + 16, captions[i], size=8, color=DIM)
+        caption = captions[i].strip()
+        fitting = sheet.tile_width // CAPTION_LETTER
+        if len(caption) > fitting > 0:
+            caption = f"{caption[: fitting - 1]}…"
+        canvas.text(left, top + sheet.tile_height + 16, caption, size=8, color=DIM)
     canvas.save(path)
     return sheet
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mmcore import FrameTransform, VideoDecoder
 
-__all__ = ["read", "select", "spread"]
+__all__ = ["check_memory", "named_as_options", "read", "select", "spread"]
 
 CHUNK = 16  # frames per step of the progress bar
 
@@ -55,10 +55,7 @@ def select(
     try:
         chosen, grid = decoder.find_frames_played_in_range(start, stop, fps=fps)
     except ValueError as error:
-        text = str(error)
-        for name, option in (("start_seconds", "--start"), ("stop_seconds", "--stop"), ("fps:", "--fps:")):
-            text = text.replace(name, option)
-        raise ValueError(text) from None
+        raise ValueError(named_as_options(error)) from None
     if not chosen:
         raise ValueError(f"--start, --stop: there is no frame from {start} to before {stop} s")
     if fps is not None:
@@ -72,6 +69,14 @@ def select(
     return chosen, None
 
 
+def named_as_options(error: ValueError) -> str:
+    """The message, with the options' names in place of the arguments'."""
+    text = str(error)
+    for name, option in (("start_seconds", "--start"), ("stop_seconds", "--stop"), ("fps:", "--fps:")):
+        text = text.replace(name, option)
+    return text
+
+
 def read(
     decoder: VideoDecoder, transform: FrameTransform, indices: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,7 +87,7 @@ def read(
 
     count, meta, layout = len(indices), decoder.metadata, transform.layout
     shape = transform.output_shape(count, meta.height, meta.width)
-    _check_memory(math.prod(shape) * transform.dtype.itemsize)
+    check_memory(math.prod(shape) * transform.dtype.itemsize)
     frames = torch.empty(shape, dtype=transform.dtype)
     pts, duration = (torch.empty(count, dtype=torch.float64) for _ in range(2))
     # rows (or frames) of the result per step: a step never splits a group of frames that one patch covers
@@ -102,7 +107,8 @@ def read(
     return frames, pts, duration
 
 
-def _check_memory(needed: int) -> None:
+def check_memory(needed: int) -> None:
+    """Raise MemoryError if so many bytes are not free."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

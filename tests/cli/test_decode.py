@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from media import write_video
 from PIL import Image
 from safetensors import safe_open
+from text_media import write_subtitled
 
 import mmcore
 from mmcore.cli.pictures import sheet_for, to_pictures, write_sheet
@@ -44,7 +46,7 @@ def test_every_format_holds_the_same(ending: str, run: Any, clip: SampleClip, tm
     tensors, metadata = load(path)
     with mmcore.VideoDecoder(clip.path, transform=TRANSFORM) as decoder:
         expected = decoder.get_frames_in_range(0, 60, 7)
-    assert tensors.keys() == {"frames", "pts_seconds", "duration_seconds", "indices"}
+    assert tensors.keys() == {"frames", "pts_seconds", "duration_seconds", "indices", "audio"}
     assert tensors["frames"].dtype == torch.float16
     assert torch.equal(tensors["frames"], expected.data)
     assert torch.equal(tensors["pts_seconds"], expected.pts_seconds)
@@ -53,6 +55,16 @@ def test_every_format_holds_the_same(ending: str, run: Any, clip: SampleClip, tm
     assert metadata["transform"]["crop"] == [64, 72]
     assert metadata["transform"]["dtype"] == "float16"
     assert metadata["stream"]["num_frames"] == 60
+    with mmcore.AudioDecoder(clip.path) as sound:
+        samples = sound.get_all_samples()
+    assert torch.equal(tensors["audio"], samples.data)
+    assert metadata["audio"]["sample_rate"] == 48000
+    assert metadata["audio"]["pts_seconds"] == samples.pts_seconds
+    assert metadata["audio"]["stream"]["codec"] == "aac"
+    assert metadata["text"]["segments"] == [
+        {"start": s.start, "end": s.end, "text": s.text} for s in mmcore.TextDecoder(clip.path)
+    ]
+    assert metadata["text"]["stream"]["codec"] == "mov_text"
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "a partial file was left behind"
 
 
@@ -248,3 +260,193 @@ def test_a_result_larger_than_memory_is_refused(run: Any, clip: SampleClip, tmp_
     assert result.exit_code == 1
     assert "2.4 TiB" in result.output
     assert "--resize" in result.output
+
+
+# --- sound and words
+
+
+def decoded(run: Any, tmp_path: Path, source: Path | str, *options: str) -> tuple[Any, Any, Any]:
+    result = run("decode", source, "-o", tmp_path / "out.pt", *options)
+    assert result.exit_code == 0, result.output
+    return *load(tmp_path / "out.pt"), result
+
+
+def test_all_three_of_one_stretch(run: Any, clip: SampleClip, tmp_path: Path) -> None:
+    options = ("--start", "0.6", "--stop", "1.6", "--sample-rate", "16000", "--channels", "1", "--fps", "5")
+    tensors, metadata, result = decoded(run, tmp_path, clip.path, *options)
+    assert tensors["pts_seconds"].tolist() == pytest.approx([0.6, 0.8, 1.0, 1.2, 1.4])
+    with mmcore.AudioDecoder(clip.path, sample_rate=16000, num_channels=1) as sound:
+        assert torch.equal(tensors["audio"], sound.get_samples_played_in_range(0.6, 1.6).data)
+    assert tensors["audio"].shape == (1, 16000)
+    assert metadata["audio"]["pts_seconds"] == pytest.approx(0.6)
+    assert [s["text"] for s in metadata["text"]["segments"]] == ["one", "two"]
+    frames, sound = "frames 5x3x96x160 uint8, 225.0 KiB", "audio at 16000 Hz 1x16000 float32, 62.5 KiB"
+    assert result.output == f"{tmp_path / 'out.pt'}: {frames}; {sound}; text of 2 segments\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (("--no-audio",), {"frames", "text"}),
+        (("--no-text",), {"frames", "audio"}),
+        (("--no-video",), {"audio", "text"}),
+        (("--no-video", "--no-text", "--audio-stream", "1"), {"audio"}),
+        (("--no-video", "--no-audio", "--text-stream", "2", "--start", "1.2"), {"text"}),
+    ],
+)
+def test_what_is_wanted(options: Any, kinds: set[str], run: Any, clip: SampleClip, tmp_path: Path) -> None:
+    tensors, metadata, result = decoded(run, tmp_path, clip.path, "--resize", "16", *options)
+    assert tensors.keys() & {"frames", "audio"} == kinds - {"text"}
+    for name, kind in (("stream", "frames"), ("transform", "frames"), ("audio", "audio"), ("text", "text")):
+        assert (metadata[name] is not None) == (kind in kinds)
+    assert {kind for kind in ("frames", "audio", "text") if f" {kind} " in result.output} == kinds
+
+
+@pytest.mark.parametrize("ending", [".pt", ".npz", ".safetensors"])
+def test_words_alone(ending: str, run: Any, tmp_path: Path) -> None:
+    subtitles = tmp_path / "words.srt"
+    subtitles.write_bytes("1\n00:00:01,000 --> 00:00:02,500\nDéjà <i>vu</i>\n".encode("latin-1"))
+    path = tmp_path / f"out{ending}"
+    result = run("decode", subtitles, "-o", path)
+    assert result.output == f"{path}: text of 1 segment\n"
+    tensors, metadata = load(path)
+    assert tensors == {}
+    assert metadata["text"]["segments"] == [{"start": 1.0, "end": 2.5, "text": "Déjà vu"}]
+    assert metadata["text"]["stream"]["encoding"] == "cp1252"
+
+
+def test_without_sound_and_words(run: Any, tmp_path: Path, cached_media: Any) -> None:
+    path = cached_media("clip.mp4", write_video)
+    tensors, metadata, result = decoded(run, tmp_path, path, "--num", "2")
+    assert tensors.keys() == {"frames", "pts_seconds", "duration_seconds", "indices"}
+    assert (metadata["audio"], metadata["text"]) == (None, None)
+    assert result.stderr == ""
+    for option, message in (
+        ("--audio", "no audio stream"),
+        ("--text", "holds no text stream"),
+        ("--no-video", "no pictures, sound or words"),
+    ):
+        result = run("decode", path, "-o", tmp_path / "none.pt", option)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert message in result.stderr
+        assert not (tmp_path / "none.pt").exists()
+
+
+def test_a_subtitle_file_beside(run: Any, tmp_path: Path, clip: SampleClip, cached_media: Any) -> None:
+    video = tmp_path / "film.mp4"
+    video.write_bytes(cached_media("clip.mp4", write_video).read_bytes())
+    for name in ("film.en.vtt", "other.vtt"):
+        (tmp_path / name).write_text(f"WEBVTT\n\n00:00.000 --> 00:01.000\n{name}\n")
+    for options, text in (((), "film.en.vtt"), (("--sidecar", str(tmp_path / "other.vtt")), "other.vtt")):
+        _, metadata, _ = decoded(run, tmp_path, video, "--num", "1", *options)
+        assert [s["text"] for s in metadata["text"]["segments"]] == [text]
+    _, metadata, _ = decoded(run, tmp_path, clip.path, "--num", "1", "--sidecar", str(tmp_path / "other.vtt"))
+    assert metadata["text"]["stream"]["path"] == str(tmp_path / "other.vtt")
+    result = run("decode", video, "-o", tmp_path / "none.pt", "--language", "fr")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'fr'" in result.stderr
+
+
+def test_damaged_sound_and_words_do_not_cost_frames(run: Any, tmp_path: Path) -> None:
+    cues = [(0.2, 0.3, b"0,0,Default,,0,0,0,,one"), (0.6, 0.3, b"garbage")]
+    subtitled = write_subtitled(tmp_path / "words.mkv", [("ass", cues, {})])
+    tensors, metadata, result = decoded(run, tmp_path, subtitled)
+    assert len(tensors["frames"]) == 50
+    assert [s["text"] for s in metadata["text"]["segments"]] == ["one"]
+    assert "warning: " in result.stderr
+    assert "1 cue could not be decoded" in result.stderr
+
+    pictures_of_text = write_subtitled(tmp_path / "pictures.mkv", [("dvdsub", [(0, 1, b"\0\4\0\4")], {})])
+    tensors, metadata, result = decoded(run, tmp_path, pictures_of_text)
+    assert (len(tensors["frames"]), metadata["text"]) == (50, None)
+    assert result.stderr.startswith("warning: without words: ")
+    assert "dvd_subtitle" in result.stderr
+
+
+def test_a_broken_sound_stream(run: Any, tmp_path: Path, clip: SampleClip) -> None:
+    # the same bytes under the tag of no codec that there is
+    content = Path(clip.path).read_bytes()
+    assert content.count(b"mp4a") == content.count(b"esds") == 1
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content.replace(b"mp4a", b"zzzz").replace(b"esds", b"free"))
+    tensors, metadata, result = decoded(run, tmp_path, broken)
+    assert (len(tensors["frames"]), metadata["audio"]) == (60, None)
+    assert result.stderr.startswith("warning: without sound: ")
+    assert result.stderr.count("\n") == 1
+    assert metadata["text"] is not None
+    assert run("decode", broken, "-o", tmp_path / "none.pt", "--audio").exit_code == 1
+    facts = json.loads(run("info", broken, "--json").output)
+    assert facts["video"][0]["num_frames"] == 60
+    assert "error" in facts["audio"][0]
+    assert run("info", broken).exit_code == 0
+
+
+def test_pictures_without_decoder(run: Any, tmp_path: Path, clip: SampleClip) -> None:
+    content = Path(clip.path).read_bytes()
+    assert content.count(b"avc1") > 0
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content.replace(b"avc1", b"zzzz").replace(b"avcC", b"free"))
+    assert "decoder" in json.loads(run("info", broken, "--json").output)["video"][0]["error"]
+    shown = run("info", broken)
+    assert shown.exit_code == 0, shown.output
+    assert "unknown" in shown.output
+    result = run("decode", broken, "-o", tmp_path / "none.pt")
+    assert (result.exit_code, result.stdout) == (1, "")
+    tensors, metadata, _ = decoded(run, tmp_path, broken, "--no-video")
+    assert tensors["audio"].shape[0] == 2
+    assert len(metadata["text"]["segments"]) == 2
+
+
+def test_silenced_sound_is_told(run: Any, tmp_path: Path, clip: SampleClip, monkeypatch: Any) -> None:
+    read = mmcore.AudioDecoder.get_samples_played_in_range
+
+    def with_gaps(self: Any, *args: Any) -> Any:
+        gaps = ((0.1, 0.2), (0.5, 0.75), (0.8, 0.9), (1.0, 1.1))
+        return dataclasses.replace(read(self, *args), gaps=gaps)
+
+    monkeypatch.setattr(mmcore.AudioDecoder, "get_samples_played_in_range", with_gaps)
+    _, metadata, result = decoded(run, tmp_path, clip.path, "--num", "1")
+    assert "0.100 to 0.200 s, 0.500 to 0.750 s, 0.800 to 0.900 s and in 1 more places" in result.stderr
+    assert metadata["audio"]["gaps"][1] == [0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--no-audio", "--audio-stream", "1"), 2, "--no-audio"),
+        (("--no-text", "--language", "en"), 2, "--no-text"),
+        (("--audio-stream", "0"), 1, "audio"),
+        (("--text-stream", "1"), 1, "no text stream"),
+        (("--channels", "9"), 2, "--channels"),
+        (("--sample-rate", "0"), 2, "--sample-rate"),
+        (("--sidecar", "missing.srt"), 1, "no such file"),
+        (("--no-video", "--start", "1", "--stop", "0.5"), 1, "--start, --stop"),
+        (("--no-video", "--audio", "--start", "9"), 1, "--start"),
+        (("--no-video", "--preview", "x.png"), 1, "--preview"),
+        (("--no-video", "--no-audio", "--no-text"), 1, "no pictures, sound or words"),
+    ],
+)
+def test_wrong_options_of_sound_and_words(
+    options: Any, code: int, message: str, run: Any, clip: SampleClip, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    result = run("decode", clip.path, "-o", "out.pt", *options)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_sound_beyond_its_end_is_left_out(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "short.mp4"
+    mmcore.encode(
+        path,
+        frames=torch.zeros(50, 3, 64, 64, dtype=torch.uint8),
+        fps=25,
+        audio=torch.zeros(1, 8000),
+        sample_rate=16000,
+    )
+    tensors, metadata, result = decoded(run, tmp_path, path, "--start", "1.5")
+    assert len(tensors["frames"]) == 13
+    assert metadata["audio"] is None
+    assert "warning: without sound: --start" in result.stderr

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from media import write_video
+from text_media import write_subtitled
 
 from mmcore.sample import SampleClip
 
@@ -58,8 +61,48 @@ def test_audio_and_subtitles(facts: dict[str, Any]) -> None:
         2,
         "stereo",
     )
-    assert audio["duration_seconds"] == pytest.approx(2.0, abs=0.05)
-    assert (text["stream_index"], text["codec"]) == (2, "mov_text")
+    assert audio["begin_stream_seconds"] == 0
+    assert audio["end_stream_seconds"] == audio["duration_seconds"] == pytest.approx(2.0, abs=0.05)
+    expected = {
+        "stream_index": 2,
+        "codec": "mov_text",
+        "path": None,
+        "num_segments": 2,
+        "begin_stream_seconds": 0.5,
+        "end_stream_seconds": 2.0,
+        "damage": None,
+    }
+    assert {name: text[name] for name in expected} == expected
+    assert "error" not in text
+
+
+def test_languages_marks_and_files_beside(run: Any, tmp_path: Path) -> None:
+    streams = [
+        ("subrip", [(0.2, 0.3, b"one")], {"language": "eng", "default": True}),
+        ("dvdsub", [(0.2, 0.3, b"\0\4\0\4")], {"language": "[b]", "forced": True}),
+    ]
+    path = write_subtitled(tmp_path / "film.mkv", streams)
+    (tmp_path / "film.de.srt").write_text("1\n00:00:01,000 --> 00:00:02,500\neins\n")
+    (tmp_path / "film.fr.srt").write_text("not subtitles")
+    facts = json.loads(run("info", path, "--json").output)
+    assert [s["stream_index"] for s in facts["subtitles"]] == [1, 2, None, None]
+    assert [s["language"] for s in facts["subtitles"]] == ["eng", "[b]", "de", None]
+    assert "pictures (dvd_subtitle)" in facts["subtitles"][1]["error"]
+    assert facts["subtitles"][2]["path"] == str(tmp_path / "film.de.srt")
+    assert "no subtitles" in facts["subtitles"][3]["error"]
+    shown = run("info", path)
+    assert shown.exit_code == 0, shown.output
+    for text in ("film.de.srt", "film.fr.srt", "[b]", "default", "1.000 s to 2.500 s", "No sound."):
+        assert text in shown.output
+
+
+def test_what_is_not_there(run: Any, tmp_path: Path, cached_media: Any) -> None:
+    assert "No sound and no words." in run("info", cached_media("clip.mp4", write_video)).output
+    (tmp_path / "words.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.000\nhey\n")
+    shown = run("info", tmp_path / "words.vtt")
+    assert shown.exit_code == 0, shown.output
+    assert "No pictures and no sound." in shown.output
+    assert "words.vtt" in shown.output
 
 
 def test_tables(run: Any, clip: SampleClip) -> None:
@@ -72,7 +115,9 @@ def test_tables(run: Any, clip: SampleClip) -> None:
         "bt709",
         "limited",
         "48000 Hz",
+        "0.000 s to 2.0",
         "mov_text",
+        "0.500 s to 2.000 s",
     ):
         assert text in result.output
     assert "\x1b" not in result.output

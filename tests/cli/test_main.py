@@ -145,6 +145,8 @@ def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.exit_code == 0, result.output
     assert "bit for bit those of step 2" in result.output
     assert "click at 0.500 s" in result.output
+    assert "one, two, three, four, five, six; 22 byte tokens" in result.output
+    assert "(80, 600)" in result.output
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["demo.png", "sample.mp4"]
     with Image.open(tmp_path / "demo" / "demo.png") as image:
         assert min(image.size) > 500
