@@ -35,9 +35,25 @@ def check_case(case: Case, data: Sequence[Tensor], out: Tensor | None = None) ->
     assert all(torch.equal(a, b) for a, b in zip(before, data, strict=True)), "the input was modified"
     assert tuple(result.shape) == case.transform.output_shape(case.frames, case.height, case.width)
     assert result.is_contiguous()
+    assert_frames_right(case, result)
+
+
+def check_planes_on(case: Case, device: torch.device) -> None:
+    """Assert that planes on a device give what the oracle gives, and the same twice."""
+    data = case.data()
+    planes = Planes(tuple(p.to(device) for p in data), **case.planes_kwargs())
+    result = mmcore.frames_to_tensor(planes, case.call_transform())
+    assert result.device == planes.data[0].device
+    assert torch.equal(mmcore.frames_to_tensor(planes, case.call_transform()), result), "not deterministic"
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(planes.data, data, strict=True)), "input modified"
+    assert_frames_right(case, result.cpu())
+
+
+def assert_frames_right(case: Case, result: Tensor) -> None:
+    """Compare a result of the frames op with the oracle's."""
     g = case.transform.geometry(case.height, case.width)
     resized = (g.resize_h, g.resize_w) != (case.height, case.width)
-    fmt = PIXEL_FORMATS[case.format]
+    fmt, data = PIXEL_FORMATS[case.format], case.data()
     exact = case.transform.accuracy == "rgb8" or (case.transform.dtype == torch.uint8 and not resized)
     oracle = convert(data, fmt, case.height, case.width, case.color, case.transform, as_compute=not exact)
     if not exact:

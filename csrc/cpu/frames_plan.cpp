@@ -288,6 +288,8 @@ bool bytes_first(const VerticalFilter& v, const HorizontalFilter& bytes, const H
   return rows_in * horizontal_cost(bytes) + 1.5 * taps < 3 * taps * ratio + rows_out * horizontal_cost(other);
 }
 
+}  // namespace
+
 int fixed_point_precision(double max_weight) {
   // as torch and Pillow: the most bits for which the largest weight still fits 16 bits
   int precision = 0;
@@ -301,6 +303,8 @@ std::int16_t fixed_point(double w, int precision) {
   const double v = w * (1 << precision);
   return static_cast<std::int16_t>(v < 0 ? static_cast<int>(-0.5 + v) : static_cast<int>(0.5 + v));
 }
+
+namespace {
 
 // The window form of BytesFilter; false where 4 outputs need more than 16 bytes.
 bool bytes_windows(BytesFilter& h, const AxisTaps& columns, int x0) {
@@ -375,8 +379,8 @@ BytesStage bytes_stage(const AxisTaps& rows, const AxisTaps& columns, int y0, in
   return s;
 }
 
-// Raw component values to levels 0-255: level_c = sum_j m[c][j] * raw_j + b[c].
-void level_matrix(const FramesSpec& spec, double m[3][3], double b[3]) {
+// Raw component values to R, G, B levels 0-255: level_c = sum_j m[c][j] * raw_j + b[c].
+void rgb_matrix(const FramesSpec& spec, double m[3][3], double b[3]) {
   const FormatDesc& f = spec.format;
   const double top = (1 << f.bits) - 1, unit = 1 << (f.bits - 8);
   for (int c = 0; c < 3; ++c) {
@@ -403,13 +407,32 @@ void level_matrix(const FramesSpec& spec, double m[3][3], double b[3]) {
   }
 }
 
+// ... and on through the colour matrix, in the reference backend's order of operations.
+void level_matrix(const FramesSpec& spec, double m[3][3], double b[3]) {
+  rgb_matrix(spec, m, b);
+  if (!spec.has_color) return;
+  double rgb[3][4];
+  for (int c = 0; c < 3; ++c) {
+    for (int j = 0; j < 3; ++j) rgb[c][j] = m[c][j];
+    rgb[c][3] = b[c];
+  }
+  for (int c = 0; c < 3; ++c) {
+    const double* w = spec.color[c];
+    for (int j = 0; j < 3; ++j) m[c][j] = w[0] * rgb[0][j] + w[1] * rgb[1][j] + w[2] * rgb[2][j];
+    b[c] = w[0] * rgb[0][3] + w[1] * rgb[1][3] + w[2] * rgb[2][3] + w[3];
+  }
+}
+
+}  // namespace
+
 Affine affine(const FramesSpec& spec, bool bytes) {
   double m[3][3], b[3];
   level_matrix(spec, m, b);
   Affine a;
-  a.kind = spec.format.family == ColorFamily::kYuv    ? Affine::Kind::kYuv
-           : spec.format.family == ColorFamily::kGray ? Affine::Kind::kGray
-                                                      : Affine::Kind::kRgb;
+  a.kind = spec.format.family == ColorFamily::kGray  ? Affine::Kind::kGray
+           : spec.has_color                          ? Affine::Kind::kFull
+           : spec.format.family == ColorFamily::kYuv ? Affine::Kind::kYuv
+                                                     : Affine::Kind::kRgb;
   for (int c = 0; c < 3; ++c) {
     const double mul = bytes ? 1 : spec.mul[c], add = bytes ? 0 : spec.add[c];
     for (int j = 0; j < 3; ++j) a.m[c][j] = static_cast<float>(m[c][j] * mul);
@@ -421,6 +444,24 @@ Affine affine(const FramesSpec& spec, bool bytes) {
   return a;
 }
 
+ConvertAxes convert_axes(const FramesSpec& spec, AxisTaps rows, AxisTaps columns) {
+  const FormatDesc& f = spec.format;
+  const bool yuv = f.family == ColorFamily::kYuv, replicate = spec.chroma == ChromaLocation::kNearest;
+  ConvertAxes axes{{{rows, columns}, {rows, columns}}};
+  if (yuv && f.log2_chroma_h) {
+    axes.axis[1][0] = chroma_taps(rows, spec.height, spec.chroma == ChromaLocation::kTopLeft ? 0 : -0.25, replicate);
+  }
+  if (yuv && f.log2_chroma_w) {
+    axes.axis[1][1] = chroma_taps(columns, spec.width, spec.chroma == ChromaLocation::kCenter ? -0.25 : 0, replicate);
+  }
+  for (auto& pair : axes.axis) {
+    for (AxisTaps& taps : pair) trim(taps);
+  }
+  return axes;
+}
+
+namespace {
+
 ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps columns, const FramesKernels& kernels,
                            bool bytes) {
   const FormatDesc& f = spec.format;
@@ -428,18 +469,11 @@ ConvertStage convert_stage(const FramesSpec& spec, AxisTaps rows, AxisTaps colum
   s.rows = static_cast<int>(rows.start.size());
   s.columns = static_cast<int>(columns.start.size());
   s.affine = affine(spec, bytes);
-  const bool yuv = f.family == ColorFamily::kYuv, replicate = spec.chroma == ChromaLocation::kNearest;
-  AxisTaps axis[2][2] = {{rows, columns}, {rows, columns}};
-  if (yuv && f.log2_chroma_h) {
-    axis[1][0] = chroma_taps(rows, spec.height, spec.chroma == ChromaLocation::kTopLeft ? 0 : -0.25, replicate);
-  }
-  if (yuv && f.log2_chroma_w) {
-    axis[1][1] = chroma_taps(columns, spec.width, spec.chroma == ChromaLocation::kCenter ? -0.25 : 0, replicate);
-  }
+  const bool yuv = f.family == ColorFamily::kYuv;
+  ConvertAxes axes = convert_axes(spec, std::move(rows), std::move(columns));
+  auto& axis = axes.axis;
   int x0[2];
   for (int k = 0; k < 2; ++k) {
-    trim(axis[k][0]);
-    trim(axis[k][1]);
     s.vertical[k] = vertical_filter(axis[k][0]);
     x0[k] = axis[k][1].first();
     s.horizontal[k] = horizontal_filter(axis[k][1], x0[k], kernels.lanes);
@@ -544,12 +578,22 @@ AxisTaps chroma_taps(const AxisTaps& taps, int size_luma, double shift, bool rep
   return result;
 }
 
+std::pair<AxisTaps, AxisTaps> output_taps(const FramesSpec& s) {
+  std::pair<AxisTaps, AxisTaps> taps = {
+      resize_taps(s.height, s.resize_h, s.top, s.out_h, s.interpolation, s.antialias),
+      resize_taps(s.width, s.resize_w, s.left, s.out_w, s.interpolation, s.antialias)};
+  if (s.horizontal_flip) {
+    std::reverse(taps.second.start.begin(), taps.second.start.end());
+    std::reverse(taps.second.weight.begin(), taps.second.weight.end());
+  }
+  return taps;
+}
+
 FramesPlan::FramesPlan(const FramesSpec& s, Isa isa) : spec(s), kernels(&frames_kernels(isa)) {
   const bool resized = s.resize_h != s.height || s.resize_w != s.width;
   bytes = s.accuracy == Accuracy::kRgb8 || (s.dtype == DType::kU8 && !resized);
   resample = bytes && resized;
-  AxisTaps rows = resize_taps(s.height, s.resize_h, s.top, s.out_h, s.interpolation, s.antialias);
-  AxisTaps columns = resize_taps(s.width, s.resize_w, s.left, s.out_w, s.interpolation, s.antialias);
+  auto [rows, columns] = output_taps(s);
   if (resample) {
     const int y0 = rows.first(), y1 = rows.last(), x0 = columns.first(), x1 = columns.last();
     bytes_stage =

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "frames_kernels.h"
@@ -32,6 +33,23 @@ AxisTaps resize_taps(int size_in, int size_out, int begin, int count, Interpolat
 // ceil(size_luma / 2): taps times linear upsampling (position of luma x on the chroma axis: x / 2 + shift), or
 // times replication.
 AxisTaps chroma_taps(const AxisTaps& taps, int size_luma, double shift, bool replicate);
+
+// Rows and columns of the result, the latter mirrored where the spec says so.
+std::pair<AxisTaps, AxisTaps> output_taps(const FramesSpec& spec);
+
+// What rows and columns mean for luma (or the only axis) and for chroma: axis[luma, chroma][rows, columns], without
+// weights too small to matter.
+struct ConvertAxes {
+  AxisTaps axis[2][2];
+};
+ConvertAxes convert_axes(const FramesSpec& spec, AxisTaps rows, AxisTaps columns);
+
+// Component values to levels (bytes) or to the transform's values.
+Affine affine(const FramesSpec& spec, bool bytes);
+
+// Weights of a resize on bytes, as torch and Pillow take them.
+int fixed_point_precision(double max_weight);
+std::int16_t fixed_point(double weight, int precision);
 
 constexpr int kMaxAhead = 16;
 

@@ -1,7 +1,7 @@
 """Which implementation an op runs on: chosen by the tensors' device, or forced by name.
 
 ``reference`` is plain torch, the oracle that the others are tested against; ``cpu`` is the compiled core;
-``triton`` are the kernels for GPUs.
+``cuda`` and ``triton`` are the kernels for GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmcore.errors import UnsupportedError
 
 __all__ = ["BACKENDS", "active_backend", "backend", "forced_backend", "load_backend", "missing_backends"]
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 _forced: ContextVar[str | None] = ContextVar("mmcore_backend", default=None)
 
@@ -32,6 +32,10 @@ def missing_backends() -> dict[str, str]:
         _core.isa()
     except (ImportError, ValueError) as error:
         missing["cpu"] = str(error)
+    if importlib.util.find_spec("mmcore._cuda") is None:
+        missing["cuda"] = (
+            "this build has no mmcore._cuda; build mmcore from its sources with nvcc on the PATH"
+        )
     if importlib.util.find_spec("triton") is None:
         missing["triton"] = "the package triton is not installed: pip install 'mmcore[triton]'"
     return missing
@@ -49,7 +53,7 @@ def backend(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"reference", "cpu", "triton"}
+    name : {"reference", "cpu", "cuda", "triton"}
 
     Raises
     ------
@@ -86,14 +90,18 @@ def active_backend(
     """Backend of an op for tensors on a kind of device.
 
     ``forced``, else what :func:`backend` forces, else MMCORE_BACKEND, else the device's own: "cpu", "triton"
-    for "cuda", and the reference, which is plain torch, for every other. UnsupportedError if the op or the
-    device does not have it.
+    or "cuda" for "cuda", and the reference, which is plain torch, for every other. UnsupportedError if the op
+    or the device does not have it.
     """
     name = forced or _forced.get()
     if name is None:
         variable = os.environ.get("MMCORE_BACKEND")
-        name = _check(variable, "MMCORE_BACKEND") if variable else _OF_DEVICE.get(device, "reference")
-    if name not in implemented or (name == "cpu" and device != "cpu"):
+        if variable:
+            name = _check(variable, "MMCORE_BACKEND")
+        else:
+            own = (b for b in _OF_DEVICE.get(device, ()) if b in implemented)
+            name = next(own, "reference")
+    if name not in implemented or (name in ("cpu", "cuda") and device != name):
         raise UnsupportedError(
             f"backend {name!r} does not have this op for tensors on {device!r};"
             " backend 'reference' has it for every device"
@@ -101,7 +109,7 @@ def active_backend(
     return name
 
 
-_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 _loaded: dict[str, ModuleType] = {}
 
 

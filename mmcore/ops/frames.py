@@ -158,4 +158,5 @@ def _frames_to_tensor_fake(
 
 
 LIBRARY.impl("frames_to_tensor", _frames_to_tensor_op, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("frames_to_tensor", _frames_to_tensor_op, "CUDA")  # type: ignore[no-untyped-call]
 torch.library.register_fake("mmcore::frames_to_tensor", _frames_to_tensor_fake, lib=LIBRARY)

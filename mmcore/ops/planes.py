@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mmcore.backends import active_backend
+from mmcore.backends import active_backend, load_backend
 from mmcore.backends.cpu import frames_plan, output_desc
 from mmcore.errors import UnsupportedError
 from mmcore.ops.frame_transform import FrameTransform, Patches
@@ -110,7 +110,7 @@ def pixel_format(name: str) -> PixelFormat:
 
 
 def check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: int) -> None:
-    """Refuse planes that are not dense CPU tensors of the format's dtype and at least its shape."""
+    """Refuse planes that are not dense tensors on one device, of the format's dtype and large enough."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int):
             raise TypeError(f"Planes: {name}: expected an int, got {value!r}")
@@ -123,8 +123,13 @@ def check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: i
         plane, (rows, samples) = data[p], fmt.plane_shape(p, height, width)
         if not isinstance(plane, Tensor):
             raise TypeError(f"Planes: data[{p}]: expected a tensor, got {type(plane).__name__}")
-        if plane.device.type != "cpu" or plane.layout != torch.strided:
-            raise ValueError(f"Planes: data[{p}]: expected a dense CPU tensor, got one on {plane.device}")
+        if plane.device.type not in ("cpu", "cuda") or plane.layout != torch.strided:
+            raise ValueError(
+                f"Planes: data[{p}]: expected a dense tensor on the CPU or a CUDA device,"
+                f" got a {plane.layout} one on {plane.device}"
+            )
+        if plane.device != data[0].device:
+            raise ValueError(f"Planes: data[{p}] is on {plane.device}, data[0] on {data[0].device}")
         if plane.dtype not in dtypes:
             raise TypeError(f"Planes: data[{p}]: {fmt.name} needs dtype {dtypes[0]}, got {plane.dtype}")
         if plane.dim() != 3 or plane.shape[1] < rows or plane.shape[2] < samples:
@@ -195,14 +200,17 @@ def check_device(device: str | torch.device) -> None:
         )
 
 
-def prepare_out(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Check a given ``out`` against shape and dtype, or take one from the pool."""
+def prepare_out(
+    out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    """Check a given ``out`` against shape, dtype and device (None: CPU), or take one from the pool."""
+    on = device or torch.device("cpu")
     if out is None:
-        return empty_output(shape, dtype)
+        return empty_output(shape, dtype) if on.type == "cpu" else torch.empty(shape, dtype=dtype, device=on)
     if not isinstance(out, Tensor):
         raise TypeError(f"out: expected a tensor, got {type(out).__name__}")
-    if out.device.type != "cpu" or out.layout != torch.strided:
-        raise ValueError(f"out: expected a dense CPU tensor, got a {out.layout} one on {out.device}")
+    if out.device != on or out.layout != torch.strided:
+        raise ValueError(f"out: expected a dense tensor on {on}, got a {out.layout} one on {out.device}")
     if out.dtype != dtype:
         raise ValueError(f"out: expected dtype {dtype}, got {out.dtype}")
     if tuple(out.shape) != tuple(shape):
@@ -231,17 +239,22 @@ def convert_planes(
     planes = [
         p.detach() if p.stride(2) == 1 or p.shape[2] == 1 else p.contiguous() for p in data[: fmt.num_planes]
     ]
-    count = len(planes[0])
-    result = prepare_out(out, transform.output_shape(count, height, width), transform.dtype)
+    count, device = len(planes[0]), planes[0].device
+    result = prepare_out(out, transform.output_shape(count, height, width), transform.dtype, device)
     if out is not None and any(_overlap(out, p) for p in planes):
         raise ValueError("out: overlaps the memory of the planes")
     if count == 0:
         return result
-    if active_backend() == "reference":
+    backend = active_backend(device.type, ("reference", "cpu", "cuda"))
+    if backend == "reference":
         from mmcore.backends import reference
 
-        values = reference.convert(planes, fmt, height, width, color, transform)
+        values = reference.convert([p.cpu() for p in planes], fmt, height, width, color, transform)
         return result.copy_(reference.apply_layout(values, transform.layout))
+    if backend == "cuda":
+        load_backend("cuda").convert_planes(planes, fmt, height, width, color, transform, result)
+        repeat_last(result, transform.layout, count, g.out_h, g.out_w)
+        return result
     plan = frames_plan(fmt, height, width, color, transform)
     size = fmt.bytes_per_sample
     frames = [

@@ -1,0 +1,290 @@
+#include "mmcore/frames_tables.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "frames_plan.h"
+
+namespace mmcore {
+
+namespace {
+
+// The block as it grows; every table begins at a multiple of 16 bytes.
+class Block {
+ public:
+  Block() : bytes_((sizeof(FramesTables) + 15) / 16 * 16) {}
+  template <typename T>
+  std::int32_t put(const std::vector<T>& values) {
+    const std::size_t at = bytes_.size(), size = values.size() * sizeof(T);
+    bytes_.resize((at + size + 15) / 16 * 16);
+    if (size) std::memcpy(bytes_.data() + at, values.data(), size);
+    return static_cast<std::int32_t>(at);
+  }
+  std::vector<std::uint8_t> finish(FramesTables tables) {
+    tables.bytes = static_cast<std::int32_t>(bytes_.size());
+    std::memcpy(bytes_.data(), &tables, sizeof(tables));
+    return std::move(bytes_);
+  }
+
+ private:
+  std::vector<std::uint8_t> bytes_;
+};
+
+std::int32_t longest(const AxisTaps& taps) {
+  std::size_t most = 1;
+  for (const auto& w : taps.weight) most = std::max(most, w.size());
+  return static_cast<std::int32_t>(most);
+}
+
+std::vector<std::int32_t> counts(const AxisTaps& taps) {
+  std::vector<std::int32_t> result;
+  for (const auto& w : taps.weight) result.push_back(static_cast<std::int32_t>(w.size()));
+  return result;
+}
+
+// Weights as `convert` makes them; [output][most], or [tap][output] where threads lie side by side along the axis.
+template <typename T, typename Convert>
+AxisTable axis_table(Block& block, const AxisTaps& taps, int origin, bool transposed, Convert convert) {
+  AxisTable table;
+  table.most = longest(taps);
+  const std::size_t n = taps.start.size(), most = static_cast<std::size_t>(table.most);
+  std::vector<std::int32_t> start;
+  for (int s : taps.start) start.push_back(s - origin);
+  std::vector<T> weight(n * most, T(0));
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t k = 0; k < taps.weight[i].size(); ++k) {
+      weight[transposed ? k * n + i : i * most + k] = convert(taps.weight[i][k]);
+    }
+  }
+  table.start = block.put(start);
+  table.count = block.put(counts(taps));
+  table.weight = block.put(weight);
+  return table;
+}
+
+AxisTable float_axis(Block& block, const AxisTaps& taps, bool transposed) {
+  return axis_table<float>(block, taps, 0, transposed, [](double w) { return static_cast<float>(w); });
+}
+
+// Most outputs that one input row counts for; 0 where rows do not come in order.
+int live_outputs(const AxisTaps& rows) {
+  std::vector<int> change(static_cast<std::size_t>(rows.last()) + 1, 0);
+  for (std::size_t i = 0; i < rows.start.size(); ++i) {
+    const int end = rows.start[i] + static_cast<int>(rows.weight[i].size());
+    if (i > 0) {
+      const int end_before = rows.start[i - 1] + static_cast<int>(rows.weight[i - 1].size());
+      if (rows.start[i] < rows.start[i - 1] || end < end_before) return 0;
+    }
+    ++change[static_cast<std::size_t>(rows.start[i])];
+    --change[static_cast<std::size_t>(end)];
+  }
+  int live = 0, most = 0;
+  for (int d : change) most = std::max(most, live += d);
+  return most;
+}
+
+StreamTable stream_table(Block& block, const AxisTaps& rows, const AxisTaps& columns) {
+  StreamTable t;
+  const std::size_t inputs = static_cast<std::size_t>(rows.size_in), stride = FramesTables::kLiveStride;
+  std::vector<float> weight((inputs + 1) * stride, 0.0f);  // one more: the row after the last is fetched too
+  std::vector<std::int32_t> end, first, unfinished(inputs);
+  for (std::size_t y = 0; y < rows.start.size(); ++y) {
+    first.push_back(rows.start[y]);
+    end.push_back(rows.start[y] + static_cast<std::int32_t>(rows.weight[y].size()));
+  }
+  for (std::size_t row = 0, y = 0; row < inputs; ++row) {
+    while (y < end.size() && end[y] <= static_cast<std::int32_t>(row)) ++y;
+    unfinished[row] = static_cast<std::int32_t>(y);
+  }
+  for (std::size_t y = 0; y < rows.start.size(); ++y) {
+    for (std::size_t k = 0; k < rows.weight[y].size(); ++k) {
+      const std::size_t row = static_cast<std::size_t>(rows.start[y]) + k;
+      weight[row * stride + y - static_cast<std::size_t>(unfinished[row])] = static_cast<float>(rows.weight[y][k]);
+    }
+  }
+  t.row_weight = block.put(weight);
+  t.row_end = block.put(end);
+  t.row_first = block.put(first);
+  t.unfinished = block.put(unfinished);
+
+  const std::size_t n = columns.start.size();
+  std::vector<std::int32_t> start;
+  for (std::size_t x = 0; x < n; ++x) {
+    start.push_back(columns.start[x] / 4);
+    const int count = columns.start[x] % 4 + static_cast<int>(columns.weight[x].size());
+    t.quads = std::max(t.quads, (count + 3) / 4);
+  }
+  std::vector<float> quads(static_cast<std::size_t>(t.quads) * n * 4, 0.0f);
+  for (std::size_t x = 0; x < n; ++x) {
+    for (std::size_t k = 0; k < columns.weight[x].size(); ++k) {
+      const std::size_t at = static_cast<std::size_t>(columns.start[x] % 4) + k;
+      quads[(at / 4 * n + x) * 4 + at % 4] = static_cast<float>(columns.weight[x][k]);
+    }
+  }
+  t.quad_start = block.put(start);
+  t.quad_weight = block.put(quads);
+  return t;
+}
+
+// Columns that a thread's samples of a plane stand for.
+int columns_of_group(const FramesTables& t, int plane) {
+  for (int c = 0; c < 3; ++c) {
+    if (t.plane[c] == plane) return t.group / t.step[c];
+  }
+  return t.group;
+}
+
+int axis_of_plane(const FramesTables& t, int plane) { return plane == 0 ? 0 : t.chroma_axis; }
+
+// Cuts the output's columns so that a block has at most `most` threads; false if not even one column fits.
+bool stream_tiles(FramesTables& t, const ConvertAxes& axes, std::vector<StreamTile>& tiles, int most) {
+  const int n = t.out_w;
+  for (int num = 1; num <= n; num = num < 8 ? num + 1 : num * 2) {
+    tiles.clear();
+    t.max_threads = t.max_row_floats = 0;
+    const int width = (n + num - 1) / num;
+    for (int x0 = 0; x0 < n; x0 += width) {
+      StreamTile tile;
+      tile.x0 = x0;
+      tile.x1 = std::min(x0 + width, n);
+      int quads[2] = {0, 0};
+      for (int k = 0; k < 2; ++k) {
+        const AxisTaps& taps = axes.axis[k][1];
+        int low = taps.size_in, high = 0;
+        for (int x = tile.x0; x < tile.x1; ++x) {
+          const std::size_t i = static_cast<std::size_t>(x);
+          low = std::min(low, taps.start[i]);
+          high = std::max(high, taps.start[i] + static_cast<int>(taps.weight[i].size()));
+        }
+        tile.column0[k] = low / 16 * 16;  // 16 columns are a multiple of 16 bytes in every format
+        tile.column1[k] = high;
+        quads[k] = stream_row_quads(t, tile, k);
+      }
+      int threads = 0, floats = 0;
+      for (int p = 0; p < t.num_planes; ++p) {
+        const int k = axis_of_plane(t, p), per_group = columns_of_group(t, p);
+        const int groups = (tile.column1[k] - tile.column0[k] + per_group - 1) / per_group;
+        threads += (groups + 31) / 32 * 32;
+      }
+      for (int c = 0; c < (t.family == static_cast<int>(ColorFamily::kGray) ? 1 : 3); ++c) {
+        floats += 4 * (skewed_quad(quads[c ? t.chroma_axis : 0] - 1) + 1);
+      }
+      t.max_threads = std::max(t.max_threads, threads);
+      t.max_row_floats = std::max(t.max_row_floats, floats);
+      tiles.push_back(tile);
+    }
+    if (t.max_threads <= most) return true;
+  }
+  return false;
+}
+
+// Planes that hold one component each, or two that take turns, whose rows are wanted densely and in order.
+void make_streaming(Block& block, FramesTables& t, const ConvertAxes& axes) {
+  if (t.offset[0] != 0 || t.step[0] != 1) return;
+  const bool gray = t.family == static_cast<int>(ColorFamily::kGray);
+  for (int c = 1; !gray && c < 3; ++c) {
+    if (t.plane[c] == t.plane[0]) return;
+    if (t.step[c] != (t.plane[1] == t.plane[2] ? 2 : 1) || t.offset[c] >= t.step[c]) return;
+  }
+  int live[2] = {0, 0};
+  for (int k = 0; k <= t.chroma_axis; ++k) {
+    const AxisTaps& rows = axes.axis[k][0];
+    live[k] = live_outputs(rows);
+    // Below a scale of 1.5 most rows would be kept in registers for nothing.
+    const double scale = static_cast<double>(axes.axis[0][0].last() - axes.axis[0][0].first()) / t.out_h;
+    double taps = 0;
+    for (const auto& w : rows.weight) taps += static_cast<double>(w.size());
+    if (live[k] == 0 || scale < 1.5 || taps < rows.last() - rows.first()) return;
+  }
+  if (live[0] > 5 || live[1] > 7) return;
+  t.live = live[0] <= 2 && live[1] <= 3 ? 3 : 7;
+  t.group = t.sample_bytes == 1 && t.live == 3 ? 16 : 8;
+  for (int k = 0; k <= t.chroma_axis; ++k) {
+    t.stream[k] = stream_table(block, axes.axis[k][0], axes.axis[k][1]);
+  }
+  if (t.chroma_axis == 0) t.stream[1] = t.stream[0];
+  std::vector<StreamTile> tiles;
+  if (!stream_tiles(t, axes, tiles, t.group == 16 ? 256 : 512)) {
+    t.live = 0;
+    return;
+  }
+  t.num_tiles = static_cast<std::int32_t>(tiles.size());
+  t.tiles = block.put(tiles);
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> make_frames_tables(const FramesSpec& s) {
+  Block block;
+  FramesTables t;
+  const FormatDesc& f = s.format;
+  const bool resized = s.resize_h != s.height || s.resize_w != s.width;
+  const bool bytes = s.accuracy == Accuracy::kRgb8 || (s.dtype == DType::kU8 && !resized);
+  t.height = s.height;
+  t.width = s.width;
+  t.out_h = s.out_h;
+  t.out_w = s.out_w;
+  t.family = static_cast<int>(f.family);
+  t.sample_bytes = f.bits + f.shift > 8 ? 2 : 1;
+  t.shift = f.shift;
+  t.sample_mask = t.sample_bytes == 1 ? 0xff : 0xffff >> f.shift;
+  const bool yuv = f.family == ColorFamily::kYuv;
+  t.chroma_axis = yuv ? 1 : 0;
+  for (int c = 0; c < 3; ++c) {
+    const ComponentDesc& d = f.component[f.family == ColorFamily::kGray ? 0 : c];
+    t.plane[c] = d.plane;
+    t.offset[c] = d.offset;
+    t.step[c] = d.step;
+    const bool chroma = yuv && c > 0;
+    const int columns = chroma ? (s.width + (1 << f.log2_chroma_w) - 1) >> f.log2_chroma_w : s.width;
+    const int rows = chroma ? (s.height + (1 << f.log2_chroma_h) - 1) >> f.log2_chroma_h : s.height;
+    t.num_planes = std::max(t.num_planes, d.plane + 1);
+    if (d.plane < 3) {
+      t.plane_samples[d.plane] = std::max(t.plane_samples[d.plane], (columns - 1) * d.step + d.offset + 1);
+      t.plane_rows[d.plane] = rows;
+    }
+  }
+  const Affine a = affine(s, bytes);
+  std::memcpy(t.m, a.m, sizeof(t.m));
+  std::memcpy(t.b, a.b, sizeof(t.b));
+  std::memcpy(t.lo, a.lo, sizeof(t.lo));
+  std::memcpy(t.hi, a.hi, sizeof(t.hi));
+  t.round_bytes = bytes || s.dtype == DType::kU8;
+  t.finish_bytes = bytes && s.dtype != DType::kU8;
+  for (int c = 0; c < 3; ++c) {
+    t.sub[c] = s.sub[c];
+    t.div[c] = s.div[c];
+  }
+  t.scale_only = s.scale_only;
+  t.scale = s.scale;
+  t.dtype = static_cast<int>(s.dtype);
+
+  auto [rows, columns] = output_taps(s);
+  if (bytes && resized) {
+    const int y0 = rows.first(), y1 = rows.last(), x0 = columns.first(), x1 = columns.last();
+    BytesTable& b = t.bytes_table;
+    b.resample = 1;
+    b.area = s.interpolation == Interpolation::kArea;
+    b.rows = y1 - y0;
+    b.columns = x1 - x0;
+    b.row_precision = fixed_point_precision(rows.max_weight);
+    b.column_precision = fixed_point_precision(columns.max_weight);
+    b.row = axis_table<std::int32_t>(block, rows, y0, false, [&](double w) { return fixed_point(w, b.row_precision); });
+    b.column = axis_table<std::int32_t>(block, columns, x0, true,
+                                        [&](double w) { return fixed_point(w, b.column_precision); });
+    rows = resize_taps(s.height, s.height, y0, y1 - y0, Interpolation::kNearest, false);
+    columns = resize_taps(s.width, s.width, x0, x1 - x0, Interpolation::kNearest, false);
+  }
+  t.convert_rows = static_cast<std::int32_t>(rows.start.size());
+  t.convert_columns = static_cast<std::int32_t>(columns.start.size());
+  const ConvertAxes axes = convert_axes(s, std::move(rows), std::move(columns));
+  for (int k = 0; k < 2; ++k) {
+    t.rows[k] = float_axis(block, axes.axis[k][0], false);
+    t.columns[k] = float_axis(block, axes.axis[k][1], true);
+  }
+  if (!bytes) make_streaming(block, t, axes);
+  return block.finish(t);
+}
+
+}  // namespace mmcore

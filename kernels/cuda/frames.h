@@ -1,0 +1,37 @@
+// frames_to_tensor on a CUDA device: planes in device memory to the tensor, the same contract and taps as the CPU's
+// (csrc/include/mmcore/frames.h).
+//
+// Contract
+//   in      per frame up to three planes by device pointer and pitch (bytes, may be negative) and the address of its
+//           FramesTables on the device. Rows are read in whole groups of up to 16 bytes that begin inside the row;
+//           nothing past a row's last sample is read.
+//   out     through OutputDesc, as on the CPU; frame i goes to slot `slot`.
+//   stream  everything is launched on it; nothing is copied, allocated or waited for, so launches can be captured.
+//   errors  std::runtime_error with CUDA's words.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "mmcore/frames.h"
+#include "mmcore/frames_tables.h"
+
+namespace mmcore::cuda {
+
+struct Frame {
+  const std::uint8_t* planes[3] = {};
+  std::int64_t pitches[3] = {};
+  const FramesTables* host = nullptr;   // what the kernel's shape depends on
+  const std::uint8_t* tables = nullptr; // the same on the device
+  std::int32_t slot = 0;
+};
+
+// Bytes of device memory that frames_to_tensor needs besides: the full-size RGB of resizes on bytes.
+std::size_t scratch_bytes(const std::vector<Frame>& frames);
+
+enum class Method : int { kAuto = 0, kGather = 1, kStream = 2 };
+
+void frames_to_tensor(const std::vector<Frame>& frames, const OutputDesc& out, void* scratch, std::uintptr_t stream,
+                      Method method = Method::kAuto);
+
+}  // namespace mmcore::cuda

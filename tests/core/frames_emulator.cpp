@@ -1,0 +1,114 @@
+// The CUDA frames kernels' bodies run on the CPU, thread after thread with every barrier kept, behind the C interface
+// that tests/test_frames_cuda.py calls: what a device computes, but for its rounding of asynchronous copies to time.
+#include <cstdint>
+#include <exception>
+#include <vector>
+
+#include "frames_body.h"
+
+namespace mmcore::cuda {
+
+namespace {
+
+// Threads keep their state between stages in one of three kinds, by plane.
+template <typename T, int kN, int kLuma, int kChroma>
+void stream(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
+  const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
+  const int threads = t.max_threads, blocks = (t.out_h + strip_rows - 1) / strip_rows * t.num_tiles;
+  const std::size_t count = static_cast<std::size_t>(threads);
+  for (int block = 0; block < blocks; ++block) {
+    std::vector<std::uint8_t> ring(static_cast<std::size_t>(kRing) * count * kN * sizeof(T), 0xA5);
+    // as on the device: whatever was there before, here NaN
+    std::vector<float> rows(static_cast<std::size_t>(kStageRows) * t.max_row_floats + 4, NAN);
+    float* aligned = rows.data() + (16 - reinterpret_cast<std::uintptr_t>(rows.data()) % 16) % 16 / 4;
+    const StreamBlock b = stream_block(f, strip_rows, block, aligned);
+    if (b.row_floats > t.max_row_floats) throw std::exception();
+    for (int i = 0; i < threads; ++i) stream_clear(b, i, threads);
+    std::vector<StreamGroup> group(count);
+    std::vector<bool> active(count);
+    std::vector<StreamThread<T, kN, kLuma>> luma(count);
+    std::vector<StreamThread<T, kN, kChroma>> chroma(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const int thread = static_cast<int>(i);
+      active[i] = stream_group(b, kN, thread, group[i]);
+      if (!active[i]) continue;
+      group[i].axis == 0 ? stream_begin(b, group[i], luma[i], ring.data(), thread, threads)
+                         : stream_begin(b, group[i], chroma[i], ring.data(), thread, threads);
+    }
+    for (int y = b.y0; y < b.y1; y += kStageRows) {
+      const int end = y + kStageRows < b.y1 ? y + kStageRows : b.y1;
+      for (std::size_t i = 0; i < count; ++i) {
+        if (!active[i]) continue;
+        if (group[i].axis == 0) {
+          stream_vertical<1>(b, luma[i], y, end);
+        } else if (group[i].step == 1) {
+          stream_vertical<1>(b, chroma[i], y, end);
+        } else {
+          stream_vertical<2>(b, chroma[i], y, end);
+        }
+      }
+      for (int i = 0; i < threads; ++i) stream_horizontal(b, out, i, threads, y, end);
+    }
+  }
+}
+
+void frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows) {
+  const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
+  if (t.bytes_table.resample) {
+    const BytesTable& b = t.bytes_table;
+    std::vector<std::uint8_t> rgb(static_cast<std::size_t>(3) * b.rows * b.columns);
+    std::vector<std::uint32_t> small(static_cast<std::size_t>(3) * b.rows * t.out_w);
+    for (int y = 0; y < b.rows; ++y) {
+      for (int x = 0; x < b.columns; ++x) region_rgb(t, f, rgb.data(), y, x);
+    }
+    for (int c = 0; c < 3; ++c) {
+      for (int y = 0; y < b.rows; ++y) {
+        for (int x = 0; x < t.out_w; ++x) bytes_horizontal(t, f.tables, rgb.data(), small.data(), c, y, x);
+      }
+    }
+    for (int y = 0; y < t.out_h; ++y) {
+      for (int x = 0; x < t.out_w; ++x) bytes_vertical(t, f, out, small.data(), y, x);
+    }
+  } else if (t.live == 0 || method == 1) {
+    for (int y = 0; y < t.out_h; ++y) {
+      for (int x = 0; x < t.out_w; ++x) gather(t, f, out, y, x);
+    }
+  } else if (t.sample_bytes == 1) {
+    t.live == 3 ? stream<std::uint8_t, 16, 2, 3>(f, out, strip_rows)
+                : stream<std::uint8_t, 8, 5, 7>(f, out, strip_rows);
+  } else {
+    t.live == 3 ? stream<std::uint16_t, 8, 2, 3>(f, out, strip_rows)
+                : stream<std::uint16_t, 8, 5, 7>(f, out, strip_rows);
+  }
+}
+
+}  // namespace
+
+}  // namespace mmcore::cuda
+
+extern "C" int frames_emulator(const std::uint8_t* tables, const std::uint8_t* const* planes,
+                               const std::int64_t* pitches, int num_planes, void* data, const std::int64_t* strides,
+                               const int* patches, int slot, int method, int strip_rows) {
+  mmcore::cuda::FrameDesc f{};
+  for (int p = 0; p < num_planes; ++p) {
+    f.planes[p] = planes[p];
+    f.pitches[p] = pitches[p];
+  }
+  f.tables = tables;
+  f.slot = slot;
+  mmcore::OutputDesc out;
+  out.data = data;
+  out.frame_stride = strides[0];
+  out.channel_stride = strides[1];
+  out.row_stride = strides[2];
+  out.pixel_stride = strides[3];
+  out.patch_size = patches[0];
+  out.temporal_patch_size = patches[1];
+  out.merge_size = patches[2];
+  try {
+    mmcore::cuda::frame(f, out, method, strip_rows);
+  } catch (const std::exception&) {
+    return 1;
+  }
+  return reinterpret_cast<const mmcore::FramesTables*>(tables)->live;
+}
