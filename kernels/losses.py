@@ -9,7 +9,8 @@ selected away and never multiplied, so that NaN in it reaches nothing.
 Cost: ``losses_kernel`` is one launch for all heads, of any kinds: some programs in a row belong to a head,
 each with a contiguous run of its tiles. A tile is (ROWS, BLOCK), whole rows by columns, or for losses of
 elements a run of BLOCK of them. A row that is longer than a block (LOOP) is read once for its maximum and
-sums, and once more, from the L2 cache where it is not too long, for its gradient. Each program writes its
+sums, and once more, from the L2 cache where it is not too long, for its gradient. A gradient may lie over its
+output. Each program writes its
 sums to its own slots, and ``losses_sum_kernel`` adds those in a fixed order; no atomics.
 
 The divisor of a mean has to be known before the first gradient is written. Where labels may be missing every
@@ -313,11 +314,11 @@ def _columns(start, columns, there, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _values(matrix, row, cols, on, missing: tl.constexpr):
-    """Tile in float32; ``missing`` may be what the tensor's dtype cannot hold."""
+def _values(matrix, row, cols, on, missing: tl.constexpr, EVICT: tl.constexpr):
+    """Tile in float32; ``missing`` may be what its dtype cannot hold; EVICT: how long the cache keeps it."""
     pointer, stride, col_stride = matrix
     at = pointer + row * stride + cols.to(tl.int64) * col_stride
-    return tl.where(on, tl.load(at, mask=on, other=0).to(tl.float32), missing)
+    return tl.where(on, tl.load(at, mask=on, other=0, eviction_policy=EVICT).to(tl.float32), missing)
 
 
 @triton.jit
@@ -327,7 +328,7 @@ def _counts_for(
     """What each class counts, v, for SOFT targets; else the part of it that smoothing gives to all."""
     v = tl.where(on, even, 0.0)
     if SOFT:
-        v = _values(target, row, cols, on, 0.0)
+        v = _values(target, row, cols, on, 0.0, "")
         if SMOOTH:
             v = tl.where(on, (1.0 - smoothing) * v + even, 0.0)
     if class_weight is not None:
@@ -364,20 +365,27 @@ def _cross_entropy(
 ):
     """Losses and z losses of a tile of rows, (ROWS, 1); writes their gradient. w: weights of the labels."""
     SPREAD: tl.constexpr = SOFT or SMOOTH
+    # Of a row that is read twice the cache keeps what it can, until it is read again.
+    FIRST: tl.constexpr = "evict_last" if dx is not None else ""
+    AGAIN: tl.constexpr = "evict_first"
     even = smoothing / columns
     m = tl.full(there.shape, -1e30, tl.float32)  # never -inf: exp(-inf - m) has to be 0
     S = tl.zeros(there.shape, tl.float32)  # FOCAL: without the label's
     A = tl.zeros(there.shape, tl.float32)
     moment = tl.zeros(there.shape, tl.float32)  # sum v (x - m)
+    if not SOFT:
+        # Before the reductions, which keep the threads together: the gradient may be written over it.
+        at = output[0] + row * output[1] + label * output[2]
+        x_y = tl.load(at, mask=there & exists, other=0.0).to(tl.float32)
     if not LOOP:
         cols, on = _columns(0, columns, there, BLOCK)
-        x = _values(output, row, cols, on, float("-inf"))
+        x = _values(output, row, cols, on, float("-inf"), "")
         if SPREAD:
             v = _counts_for(target, class_weight, row, cols, on, even, smoothing, SOFT, SMOOTH)
     for start in range(0, columns if LOOP else 1, BLOCK):
         if LOOP:
             cols, on = _columns(start, columns, there, BLOCK)
-            x = _values(output, row, cols, on, float("-inf"))
+            x = _values(output, row, cols, on, float("-inf"), FIRST)
             if SPREAD:
                 v = _counts_for(target, class_weight, row, cols, on, even, smoothing, SOFT, SMOOTH)
         new_m = tl.maximum(m, tl.max(x, 1, keep_dims=True))
@@ -392,8 +400,7 @@ def _cross_entropy(
         m = new_m
     of_label = tl.zeros(there.shape, tl.float32)  # v_y, without what smoothing gives to all classes
     if not SOFT:
-        at = output[0] + row * output[1] + label * output[2]
-        x_y = tl.load(at, mask=there & exists, other=0.0).to(tl.float32) - m
+        x_y = x_y - m
     if FOCAL:
         e_y = tl.exp(x_y)
         others = S
@@ -429,7 +436,7 @@ def _cross_entropy(
         for start in range(0, columns if LOOP else 1, BLOCK):
             if LOOP:
                 cols, on = _columns(start, columns, there, BLOCK)
-                x = _values(output, row, cols, on, float("-inf"))
+                x = _values(output, row, cols, on, float("-inf"), AGAIN)
                 if SPREAD:
                     v = _counts_for(target, class_weight, row, cols, on, even, smoothing, SOFT, SMOOTH)
             g = tl.exp(x - m) * scale
@@ -464,13 +471,13 @@ def _distillation(
     moment = tl.zeros(there.shape, tl.float32)  # sum exp(t - m_t) ((t - m_t) - (x - m))
     if not LOOP:
         cols, on = _columns(0, columns, there, BLOCK)
-        x = _values(output, row, cols, on, float("-inf")) * cold
-        t = _values(target, row, cols, on, float("-inf")) * cold
+        x = _values(output, row, cols, on, float("-inf"), "") * cold
+        t = _values(target, row, cols, on, float("-inf"), "") * cold
     for start in range(0, columns if LOOP else 1, BLOCK):
         if LOOP:
             cols, on = _columns(start, columns, there, BLOCK)
-            x = _values(output, row, cols, on, float("-inf")) * cold
-            t = _values(target, row, cols, on, float("-inf")) * cold
+            x = _values(output, row, cols, on, float("-inf"), "") * cold
+            t = _values(target, row, cols, on, float("-inf"), "") * cold
         new_m = tl.maximum(m, tl.max(x, 1, keep_dims=True))
         new_m_t = tl.maximum(m_t, tl.max(t, 1, keep_dims=True))
         e_t = tl.exp(t - new_m_t)
@@ -488,8 +495,8 @@ def _distillation(
         for start in range(0, columns if LOOP else 1, BLOCK):
             if LOOP:
                 cols, on = _columns(start, columns, there, BLOCK)
-                x = _values(output, row, cols, on, float("-inf")) * cold
-                t = _values(target, row, cols, on, float("-inf")) * cold
+                x = _values(output, row, cols, on, float("-inf"), "") * cold
+                t = _values(target, row, cols, on, float("-inf"), "") * cold
             g = scale * (tl.exp(x - m) / S - tl.exp(t - m_t) / S_t)
             tl.store(dx + row * columns + cols, tl.where(there, g, 0.0), mask=valid & (cols < columns))
     return loss
@@ -510,13 +517,13 @@ def _cosine(output, target, dx, row, valid, there, f, columns, LOOP: tl.constexp
     xt = tl.zeros(there.shape, tl.float32)
     if not LOOP:
         cols, on = _columns(0, columns, there, BLOCK)
-        x = _values(output, row, cols, on, 0.0)
-        t = _values(target, row, cols, on, 0.0)
+        x = _values(output, row, cols, on, 0.0, "")
+        t = _values(target, row, cols, on, 0.0, "")
     for start in range(0, columns if LOOP else 1, BLOCK):
         if LOOP:
             cols, on = _columns(start, columns, there, BLOCK)
-            x = _values(output, row, cols, on, 0.0)
-            t = _values(target, row, cols, on, 0.0)
+            x = _values(output, row, cols, on, 0.0, "")
+            t = _values(target, row, cols, on, 0.0, "")
         xx += tl.sum(x * x, 1, keep_dims=True)
         tt += tl.sum(t * t, 1, keep_dims=True)
         xt += tl.sum(x * t, 1, keep_dims=True)
@@ -529,8 +536,8 @@ def _cosine(output, target, dx, row, valid, there, f, columns, LOOP: tl.constexp
         for start in range(0, columns if LOOP else 1, BLOCK):
             if LOOP:
                 cols, on = _columns(start, columns, there, BLOCK)
-                x = _values(output, row, cols, on, 0.0)
-                t = _values(target, row, cols, on, 0.0)
+                x = _values(output, row, cols, on, 0.0, "")
+                t = _values(target, row, cols, on, 0.0, "")
             g = along * x - towards * t
             tl.store(dx + row * columns + cols, tl.where(there, g, 0.0), mask=valid & (cols < columns))
     return 1.0 - cosine
@@ -697,6 +704,9 @@ def losses_kernel(
     numbers,
     spans,
     all_programs,
+    KINDS: tl.constexpr,
+    REDUCTIONS: tl.constexpr,
+    COUNTS: tl.constexpr,
     HEADS: tl.constexpr,
     ONES: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -709,9 +719,10 @@ def losses_kernel(
     (pointer, stride) or None. ONES: that of the total is 1.
     sizes[i]: (units for losses of elements, else columns; columns). spans[i]: (rows, first program, programs,
     tiles of each, what is to be counted, parts that are counted). numbers[i]: (ignore_index, smoothing, z
-    loss, gamma, beta, temperature, c). HEADS[i]: (kind, reduction, whether the mean's divisor is a sum of
-    class weights, whether there is smoothing, a z loss, a gamma; LOOP, ROWS, BLOCK, FLAT, COUNT). ROWS is 0
-    for losses of elements; FLAT: their output and target are contiguous.
+    loss, gamma, beta, temperature, c). HEADS[i]: (whether the mean's divisor is a sum of class weights,
+    whether there is smoothing, a z loss, a gamma; LOOP, ROWS, BLOCK, FLAT). ROWS is 0 for losses of elements;
+    FLAT: their output and target are contiguous. Strings have tuples of their own, as Triton 3.6 takes none
+    in a tuple of tuples.
     """
     for i in tl.static_range(len(HEADS)):
         rows, first, programs, tiles, counted, parts = _span(spans[i], 6)
@@ -725,9 +736,9 @@ def losses_kernel(
             u = tl.full((), 0.0, tl.float32)
             count = u
             weight = u
-            if gradients[i] is not None and HEADS[i][1] != "none":
+            if gradients[i] is not None and REDUCTIONS[i] != "none":
                 u = _upstream(i, scale, weights, log_vars, grad_total, grad_losses, ONES)
-                if HEADS[i][1] == "mean":
+                if REDUCTIONS[i] == "mean":
                     count, weight = _count(
                         i,
                         counts,
@@ -738,14 +749,14 @@ def losses_kernel(
                         class_weights[i],
                         columns,
                         ignore,
-                        tl.constexpr(HEADS[i][0] == "classes"),
-                        tl.constexpr(HEADS[i][2]),
-                        tl.constexpr(HEADS[i][10]),
+                        tl.constexpr(KINDS[i] == "classes"),
+                        tl.constexpr(HEADS[i][0]),
+                        tl.constexpr(COUNTS[i]),
                         SLOTS,
                     )
-                    if not HEADS[i][2]:
+                    if not HEADS[i][0]:
                         weight = count
-            if HEADS[i][7] == 0:
+            if HEADS[i][5] == 0:
                 loss, found = _elements_head(
                     outputs[i],
                     targets[i],
@@ -761,10 +772,10 @@ def losses_kernel(
                     u,
                     count,
                     beta,
-                    tl.constexpr(HEADS[i][0]),
-                    tl.constexpr(HEADS[i][1]),
-                    tl.constexpr(HEADS[i][9]),
-                    tl.constexpr(HEADS[i][8]),
+                    tl.constexpr(KINDS[i]),
+                    tl.constexpr(REDUCTIONS[i]),
+                    tl.constexpr(HEADS[i][7]),
+                    tl.constexpr(HEADS[i][6]),
                 )
                 z = found
                 w = found
@@ -789,21 +800,21 @@ def losses_kernel(
                     z_loss,
                     gamma,
                     temperature,
-                    tl.constexpr(HEADS[i][0]),
+                    tl.constexpr(KINDS[i]),
+                    tl.constexpr(REDUCTIONS[i]),
                     tl.constexpr(HEADS[i][1]),
+                    tl.constexpr(HEADS[i][2]),
                     tl.constexpr(HEADS[i][3]),
                     tl.constexpr(HEADS[i][4]),
                     tl.constexpr(HEADS[i][5]),
                     tl.constexpr(HEADS[i][6]),
-                    tl.constexpr(HEADS[i][7]),
-                    tl.constexpr(HEADS[i][8]),
                 )
-            if partials is not None and HEADS[i][1] != "none":
+            if partials is not None and REDUCTIONS[i] != "none":
                 tl.store(partials + at, loss)
                 tl.store(partials + 2 * all_programs + at, found)
-                if HEADS[i][4]:
-                    tl.store(partials + all_programs + at, z)
                 if HEADS[i][2]:
+                    tl.store(partials + all_programs + at, z)
+                if HEADS[i][0]:
                     tl.store(partials + 3 * all_programs + at, w)
 
 
@@ -829,12 +840,14 @@ def losses_sum_kernel(
     numbers,
     spans,
     all_programs,
+    REDUCTIONS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Losses (K,), their total, and the gradients of weights and log_vars, of what ``losses_kernel`` summed.
 
-    Grid: (1,). Pointers of what nobody asks for are None. spans, HEADS, numbers: those of ``losses_kernel``.
+    Grid: (1,). Pointers of what nobody asks for are None. The spans, numbers and constants are those
+    of ``losses_kernel``.
     """
     upstream = 1.0
     if grad_total is not None:
@@ -844,18 +857,18 @@ def losses_sum_kernel(
         value = tl.full((), 0.0, tl.float32)
         dweight = value
         dlog_var = value
-        if HEADS[i][1] != "none":
+        if REDUCTIONS[i] != "none":
             _, first, programs, _, _, _ = _span(spans[i], 6)
             value = _sum_slots(partials + first, programs, BLOCK)
             count = _sum_slots(partials + 2 * all_programs + first, programs, BLOCK)
-            if HEADS[i][1] == "mean":
+            if REDUCTIONS[i] == "mean":
                 divisor = count
-                if HEADS[i][2]:
+                if HEADS[i][0]:
                     divisor = _sum_slots(partials + 3 * all_programs + first, programs, BLOCK)
                 value = _over(value, divisor)
-            if HEADS[i][4]:
+            if HEADS[i][2]:
                 z = _sum_slots(partials + all_programs + first, programs, BLOCK)
-                if HEADS[i][1] == "mean":
+                if REDUCTIONS[i] == "mean":
                     z = _over(z, count)
                 value += z
             term = value

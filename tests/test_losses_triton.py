@@ -57,6 +57,7 @@ def test_the_kernels_give_the_oracle_numbers_on_the_gpu() -> None:
         Sizes,
         check,
         check_class_out_of_range,
+        check_overwriting,
         check_scaling,
         use,
     )
@@ -68,6 +69,7 @@ def test_the_kernels_give_the_oracle_numbers_on_the_gpu() -> None:
                 check(case, "cuda")
             except AssertionError as error:
                 failures.append(f"{case.id}: {error}")
+        check_overwriting("cuda")
         check_scaling("cuda")
         check_class_out_of_range("cuda")
     finally:

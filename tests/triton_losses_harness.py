@@ -187,6 +187,35 @@ def check_factor_of_one() -> None:
         scale_gradients([torch.from_numpy(memory)], torch.tensor(1.0))
 
 
+def check_overwriting(device: str = "cpu") -> None:
+    """Assert that gradients written over their outputs have the bits of those that are not."""
+    for sizes in (_NORMAL, _SMALL):
+        use(sizes)
+        for kinds in (
+            ("ce", "mse", "kl"),
+            ("ce-all", "cosine", "bce"),
+            ("ce-focal-weight", "ce-z", "ce-soft"),
+        ):
+            case = LossCase(kinds, (5, 3), 40, log_vars="unit")
+            inputs = case.inputs().map(lambda t: t.to(device))
+            how = {"log_vars": inputs.log_vars}
+            outputs = [x.clone() for x in inputs.outputs]
+            tasks = case.tasks(inputs)
+            with mmcore.backend("triton"):
+                total, losses, made = mmcore.multi_task_value_and_grad(
+                    inputs.outputs, inputs.targets, tasks, **how
+                )
+                found = mmcore.multi_task_value_and_grad(
+                    outputs, inputs.targets, tasks, inplace_gradient=True, **how
+                )
+            assert torch.equal(total, found[0])
+            assert torch.equal(losses, found[1])
+            for g, over, x in zip(made.outputs, found[2].outputs, outputs, strict=True):
+                assert over.data_ptr() == x.data_ptr()
+                assert torch.equal(g, over)
+                assert torch.equal(g, x)
+
+
 def check_class_out_of_range(device: str = "cpu") -> None:
     """Assert that such a row has a loss and a gradient of NaN, and the others what they have without it."""
     case = LossCase(("ce",), (6,), 5, ignored="none")
@@ -248,6 +277,7 @@ def main() -> int:
             print(f"FAILED {case.id}: {type(error).__name__}: {error}", flush=True)
     check_scaling()
     check_factor_of_one()
+    check_overwriting()
     check_class_out_of_range()
     print(f"{len(KERNEL_CASES)} cases, {failures} failures", flush=True)
     return failures > 0

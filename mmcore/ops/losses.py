@@ -79,6 +79,8 @@ class LossProblem(NamedTuple):
     """(K,): s."""
     dtype: torch.dtype
     """Of losses and total, and of all sums: float32, or float64 if an output has that."""
+    overwrite: bool = False
+    """Whether a backend may write the gradients of reduced losses over their outputs."""
 
 
 class LossGradients(NamedTuple):
@@ -557,6 +559,8 @@ def _run(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> tuple
     backend = _backend(call.forced, device)
     if device.type == "cpu":
         _check_classes(problem)
+    if call.inplace and needs is not None:
+        problem = problem._replace(overwrite=True)
     if needs is None:
         total, losses, unreduced, _ = backend.multi_task_loss(problem, None)
         return (total, losses, *_shaped(problem, unreduced))
@@ -568,7 +572,8 @@ def _run(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> tuple
         for i in range(2, len(tensors)):
             output, gradient = tensors[i], gradients[i]
             if gradient is not None and output is not None:
-                gradients[i] = output.detach().copy_(gradient)
+                over = output.detach()
+                gradients[i] = over if over.data_ptr() == gradient.data_ptr() else over.copy_(gradient)
     call.gradients = gradients
     _written(call, tensors, needs)
     return (total, losses, *_shaped(problem, unreduced))

@@ -12,7 +12,7 @@ that calls can be captured in CUDA graphs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,6 +108,15 @@ def _launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str,
     kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
 
 
+def _nested(items: Iterable[Any]) -> tuple[Any, ...]:
+    """Tuple of tuples as the kernels take it.
+
+    Ends with None: a number 1 in a tuple of a tuple is a constant of the compiled kernel, and Triton 3.6
+    forgets those, inside loops and branches, that no constant of the outer tuple follows.
+    """
+    return (*items, None)
+
+
 def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
@@ -148,7 +157,7 @@ class _Call:
             weights = _zero_or_unit_stride(weights)
         s = weights.stride()
         strides = {1: (0, 0, *s, 0), 2: (s[0], 0, s[-1], 0), 3: (*s, 0), 4: s}[weights.dim()]
-        self.features = tuple(
+        self.features = _nested(
             (x, x.stride(0), x.stride(1), x.shape[1]) for x in (_unit_stride(x) for x in features)
         )
         mask_arguments = None
@@ -421,5 +430,5 @@ class _Backward:
             -(-outer * inner // block[1])
             for (_, _, outer, _, inner), block in zip(self.jobs, blocks, strict=True)
         )
-        arguments = {"jobs": tuple(self.jobs), "BLOCKS": tuple(blocks)}
+        arguments = {"jobs": _nested(self.jobs), "BLOCKS": tuple(blocks)}
         _launch(kernels.sum_kernel, (grid, len(blocks)), 8, arguments)

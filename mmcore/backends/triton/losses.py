@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from mmcore.backends import reference
-from mmcore.backends.triton.fusion import _check_device, _launch, _on_device, _power_of_two, _programs
+from mmcore.backends.triton.fusion import (
+    _check_device,
+    _launch,
+    _nested,
+    _on_device,
+    _power_of_two,
+    _programs,
+)
 from mmcore.kernels import losses as kernels
 
 if TYPE_CHECKING:
@@ -52,8 +59,12 @@ _ROW_KINDS = ("classes", "probabilities", "kl_distillation", "cosine")
 class _Plan(NamedTuple):
     """How the kernels take a head."""
 
-    code: tuple[Any, ...]
-    """What they are compiled for: HEADS of ``losses_kernel``."""
+    kind: str
+    reduction: str
+    counted: str
+    """How the divisor of its mean is known: "known", "here" or "slots"."""
+    code: tuple[int, ...]
+    """What else they are compiled for: HEADS of ``losses_kernel``."""
     programs: int
     tiles: int
     """Of each program."""
@@ -129,9 +140,9 @@ def scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> None:
         # The kernel computes in float32, on what lies together.
         reference.scale_gradients(gradients, factor)
         return
-    jobs = tuple((g, g.numel()) for g in flat if g is not None)
+    jobs = [(g, g.numel()) for g in flat if g is not None]
     grid = min(max(-(-n // TILE) for _, n in jobs), _programs(device, _WAVES))
-    arguments = {"gradients": jobs, "factor": factor, "COUNT": len(jobs), "BLOCK": TILE}
+    arguments = {"gradients": _nested(jobs), "factor": factor, "COUNT": len(jobs), "BLOCK": TILE}
     with _on_device(device):
         _launch(kernels.losses_scale_kernel, (grid, len(jobs)), 4, arguments)
 
@@ -149,11 +160,14 @@ def _gradients(
     """Memory for what is needed; of what has no upstream gradient, zeros."""
     given = (problem.weights, problem.log_vars, *(h.output for h in problem.heads))
     written = (total_differs, total_differs, *differ)
+    over = (False, False, *(problem.overwrite and h.output.is_contiguous() for h in problem.heads))
     return [
         None
         if t is None or not need
+        else t
+        if o and w
         else (torch.empty if w else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
-        for t, need, w in zip(given, needs, written, strict=True)
+        for t, need, w, o in zip(given, needs, written, over, strict=True)
     ]
 
 
@@ -173,7 +187,7 @@ class _Call:
         self.dweights, self.dlog_vars, *douts = gradients
         self.dxs = tuple(d if w else None for d, w in zip(douts, differ, strict=True))
         self.unreduced = tuple(unreduced)
-        self.grads = tuple(None if g is None else _vector(g.reshape(-1)) for g in grads)
+        self.grads = _nested(None if g is None else _vector(g.reshape(-1)) for g in grads)
 
     def run(
         self,
@@ -187,7 +201,7 @@ class _Call:
         scalars = self.dweights is not None or self.dlog_vars is not None
         sums = total is not None or (grad_total is not None and scalars)
         longest = max((h.output.shape[1] for h in heads if _kind(h) in _ROW_KINDS), default=1)
-        warps = 8 if _power_of_two(longest) > TILE else 4
+        warps = _warps(longest)
         plans = []
         for head, dx, unreduced in zip(heads, self.dxs, self.unreduced, strict=True):
             busy = dx is not None or unreduced is not None or (sums and head.task.reduction != "none")
@@ -196,12 +210,12 @@ class _Call:
         if not programs and not sums:
             return
         firsts = itertools.accumulate((plan.programs for plan in plans), initial=0)
-        numbers = tuple(_numbers(h) for h in heads)
+        numbers = _nested(_numbers(h) for h in heads)
         tensors: dict[str, Any] = {
-            "targets": tuple(None if h.target is None else _strided(h.target) for h in heads),
-            "masks": tuple(_mask(h) for h in heads),
-            "class_weights": tuple(_class_weight(h) for h in heads),
-            "sizes": tuple(_sizes(h) for h in heads),
+            "targets": _nested(None if h.target is None else _strided(h.target) for h in heads),
+            "masks": _nested(_mask(h) for h in heads),
+            "class_weights": _nested(_class_weight(h) for h in heads),
+            "sizes": _nested(_sizes(h) for h in heads),
             "numbers": numbers,
         }
         partials = None
@@ -218,16 +232,19 @@ class _Call:
                 for h, p, first in zip(heads, plans, firsts, strict=False)
             ),
             "all_programs": programs,
+            "REDUCTIONS": tuple(plan.reduction for plan in plans),
             "HEADS": tuple(plan.code for plan in plans),
         }
         if programs:
             arguments = {
-                "outputs": tuple(_strided(h.output) for h in heads),
+                "outputs": _nested(_strided(h.output) for h in heads),
                 "gradients": self.dxs,
                 "unreduced": self.unreduced,
                 "grads": self.grads,
                 "counts": self._count(plans, tensors),
                 "grad_losses": None if grad_losses is None else _vector(grad_losses),
+                "KINDS": tuple(plan.kind for plan in plans),
+                "COUNTS": tuple(plan.counted for plan in plans),
                 "ONES": total is not None,
                 "SLOTS": SLOTS,
                 "WIDE": any(h.units >= NARROW for h in heads),
@@ -254,12 +271,17 @@ class _Call:
         arguments = {
             "counts": counts,
             "spans": tuple(_span(p.entries, p.parts, p.length) for p in plans),
-            "HEADS": tuple((p.parts > 0, p.code[0] == "classes", p.code[2]) for p in plans),
+            "HEADS": tuple((p.parts > 0, p.kind == "classes", p.code[0]) for p in plans),
             "BLOCK": SLOTS,
             "SLOTS": SLOTS,
         }
         _launch(kernels.losses_count_kernel, (parts, len(plans)), 4, {**arguments, **tensors})
         return counts
+
+
+def _warps(longest: int) -> int:
+    """Of a program; ``longest``: columns of the longest row."""
+    return 8 if _power_of_two(longest) > TILE else 4
 
 
 def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
@@ -286,8 +308,6 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
             length = SLOTS * -(-entries // (SLOTS * SLOTS))
             parts = -(-entries // length)
     code = (
-        kind,
-        options.reduction,
         kind == "classes" and head.weight is not None and options.reduction == "mean",
         bool(options.label_smoothing),
         bool(options.z_loss),
@@ -296,9 +316,9 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
         rows,
         block,
         head.output.is_contiguous() and (head.target is None or head.target.is_contiguous()),
-        count,
     )
-    return _Plan(code, -(-all_tiles // tiles) if busy else 0, tiles, entries, parts, length)
+    programs = -(-all_tiles // tiles) if busy else 0
+    return _Plan(kind, options.reduction, count, code, programs, tiles, entries, parts, length)
 
 
 def _kind(head: Head) -> str:
