@@ -1,5 +1,7 @@
 from collections.abc import Callable, Sequence
 
+from numpy import float64
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 from typing_extensions import Buffer
@@ -35,7 +37,10 @@ class FramesPlan(metaclass=_PyBindType):
         add: Sequence[float],
         sub_div: tuple[Sequence[float], Sequence[float]] | None,
         scale: float,
+        color: Sequence[Sequence[float]] | None = None,
+        horizontal_flip: bool = False,
     ) -> None: ...
+    def device_tables(self) -> bytes: ...
     def convert_frame(
         self, planes: Sequence[object], output: tuple[int, int, int, int, int, int, int, int], index: int
     ) -> None: ...
@@ -47,6 +52,63 @@ class FramesPlan(metaclass=_PyBindType):
         threads: int,
     ) -> None: ...
 
+class LogMelPlan(metaclass=_PyBindType):
+    def __init__(
+        self,
+        *,
+        window: NDArray[float64],
+        mel: NDArray[float64],
+        n_fft: int,
+        hop_length: int,
+        framing: int,
+        edge: int,
+        remove_dc: bool,
+        preemphasis: float,
+        magnitude: bool,
+        logarithm: bool,
+        log_scale: float,
+        floor: float,
+        offset: float,
+        dynamic_range: float,
+        mean: float,
+        std: float,
+        pad_with_silence: bool,
+        pad_value: float,
+        time_major: bool,
+    ) -> None: ...
+
+def log_mel(
+    plan: LogMelPlan,
+    waveform: int,
+    dtype: int,
+    rows: int,
+    samples: int,
+    row_stride: int,
+    lengths: int,
+    pad_to: int,
+    frames: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> None: ...
+def tensor_to_planes(
+    *,
+    tensor: tuple[int, int, int, int, int, int],
+    size: tuple[int, int],
+    frames: Sequence[Sequence[tuple[int, int]]],
+    family: int,
+    components: Sequence[tuple[int, int, int]],
+    bits: int,
+    shift: int,
+    log2_chroma: tuple[int, int],
+    opaque: bool,
+    chroma: int,
+    kr_kb: tuple[float, float],
+    full_range: bool,
+    mul: Sequence[float],
+    add: Sequence[float],
+    threads: int,
+) -> int: ...
 def pool_empty(shape: Sequence[int], code: int, bits: int) -> object: ...
 def pool_set_limit(bytes: int) -> None: ...
 def pool_limit() -> int: ...

@@ -8,9 +8,11 @@ namespace py = pybind11;
 void register_contrastive(py::module_& m);
 void register_frames(py::module_& m);
 void register_fusion(py::module_& m);
+void register_log_mel(py::module_& m);
 void register_losses(py::module_& m);
 void register_memory_pool(py::module_& m);
 void register_packets(py::module_& m);
+void register_tensor_to_planes(py::module_& m);
 void register_torch_tensors(py::module_& m);
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -31,8 +33,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   register_contrastive(m);
   register_frames(m);
   register_fusion(m);
+  register_log_mel(m);
   register_losses(m);
   register_memory_pool(m);
   register_packets(m);
+  register_tensor_to_planes(m);
   register_torch_tensors(m);
 }

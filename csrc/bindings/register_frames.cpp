@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "mmcore/frames.h"
+#include "mmcore/frames_tables.h"
 
 namespace py = pybind11;
 
@@ -29,7 +30,8 @@ Plan make_plan(int family, const std::vector<std::array<int, 3>>& components, in
                std::array<int, 2> log2_chroma, std::array<int, 2> source, std::array<int, 2> resize,
                std::array<int, 4> crop, int interpolation, bool antialias, int chroma, std::array<double, 2> kr_kb,
                bool full_range, int accuracy, int dtype, std::array<double, 3> mul, std::array<double, 3> add,
-               const std::optional<std::array<std::array<float, 3>, 2>>& sub_div, float scale) {
+               const std::optional<std::array<std::array<float, 3>, 2>>& sub_div, float scale,
+               const std::optional<std::array<std::array<double, 4>, 3>>& color, bool horizontal_flip) {
   FramesSpec s;
   s.format.family = static_cast<mmcore::ColorFamily>(family);
   Plan p;
@@ -65,6 +67,9 @@ Plan make_plan(int family, const std::vector<std::array<int, 3>>& components, in
       s.div[c] = (*sub_div)[1][c];
     }
   }
+  s.has_color = color.has_value();
+  for (int c = 0; color && c < 3; ++c) std::copy((*color)[c].begin(), (*color)[c].end(), s.color[c]);
+  s.horizontal_flip = horizontal_flip;
   s.scale_only = !sub_div;
   s.scale = scale;
   // The Python layer checks what users pass; this keeps a wrong call of the core from reading out of bounds.
@@ -111,7 +116,15 @@ void register_frames(py::module_& m) {
       .def(py::init(&make_plan), py::kw_only(), py::arg("family"), py::arg("components"), py::arg("bits"),
            py::arg("shift"), py::arg("log2_chroma"), py::arg("source"), py::arg("resize"), py::arg("crop"),
            py::arg("interpolation"), py::arg("antialias"), py::arg("chroma"), py::arg("kr_kb"), py::arg("full_range"),
-           py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"), py::arg("scale"))
+           py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"), py::arg("scale"),
+           py::arg("color") = py::none(), py::arg("horizontal_flip") = false)
+      .def(
+          "device_tables",
+          [](const Plan& self) {
+            const std::vector<std::uint8_t> tables = mmcore::make_frames_tables(self.spec);
+            return py::bytes(reinterpret_cast<const char*>(tables.data()), tables.size());
+          },
+          "The plan as device kernels read it: bytes to copy to the device as they are.")
       .def(
           "convert_frame",
           [](const Plan& self, const py::sequence& planes, const Output& output, std::int64_t index) {

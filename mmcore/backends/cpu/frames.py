@@ -63,6 +63,8 @@ def frames_plan(
         add=add,
         sub_div=sub_div,
         scale=scale,
+        color=transform.color_matrix,
+        horizontal_flip=transform.horizontal_flip,
     )
 
 
