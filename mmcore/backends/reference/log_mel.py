@@ -23,9 +23,12 @@ def _tables(settings: LogMelSettings, dtype: torch.dtype, device: str) -> tuple[
     return window, mel
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_tables(settings: LogMelSettings, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     return _tables(settings, dtype, device)
+
+
+# What torch.compiler.assume_constant_result does; the decorator itself would import the compiler, and Triton.
+_constant_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _folded(index: Tensor, total: Tensor, mode: str) -> Tensor:
