@@ -12,8 +12,8 @@ import itertools
 import mmap
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
 from cases import FRAME_CASES, Case
@@ -24,6 +24,9 @@ import mmcore
 from mmcore.backends.reference import apply_layout, convert
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
 from mmcore.ops.planes import Planes
+
+if TYPE_CHECKING:
+    import av
 
 
 def check_case(case: Case, data: Sequence[Tensor], out: Tensor | None = None) -> None:
@@ -74,6 +77,8 @@ def video_frame(
     "padded": lines as long as PyAV makes them; "negative": last line first in memory, as ``vflip`` leaves it;
     "cropped": inside a larger frame, so that planes start anywhere.
     """
+    import av
+
     fmt = PIXEL_FORMATS[name]
     margin = 2 if lines == "cropped" else 0
     frame = av.VideoFrame(width + 2 * margin, height + 2 * margin, name)
@@ -100,6 +105,8 @@ def video_frame(
 
 
 def _filtered(frame: av.VideoFrame, name: str, arguments: str) -> av.VideoFrame:
+    import av
+
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format.name, time_base="1/30"

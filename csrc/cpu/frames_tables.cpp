@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "frames_plan.h"
+#include "half.h"
 
 namespace mmcore {
 
@@ -179,14 +180,19 @@ bool stream_tiles(FramesTables& t, const ConvertAxes& axes, std::vector<StreamTi
   return false;
 }
 
-// Planes that hold one component each, or two that take turns, whose rows are wanted densely and in order.
-void make_streaming(Block& block, FramesTables& t, const ConvertAxes& axes) {
-  if (t.offset[0] != 0 || t.step[0] != 1) return;
-  const bool gray = t.family == static_cast<int>(ColorFamily::kGray);
-  for (int c = 1; !gray && c < 3; ++c) {
-    if (t.plane[c] == t.plane[0]) return;
-    if (t.step[c] != (t.plane[1] == t.plane[2] ? 2 : 1) || t.offset[c] >= t.step[c]) return;
+// Whether planes hold one component each, or two that take turns.
+bool separate_planes(const FramesTables& t) {
+  if (t.offset[0] != 0 || t.step[0] != 1) return false;
+  for (int c = 1; t.family != static_cast<int>(ColorFamily::kGray) && c < 3; ++c) {
+    if (t.plane[c] == t.plane[0]) return false;
+    if (t.step[c] != (t.plane[1] == t.plane[2] ? 2 : 1) || t.offset[c] >= t.step[c]) return false;
   }
+  return true;
+}
+
+// ... whose rows are wanted densely and in order.
+void make_streaming(Block& block, FramesTables& t, const ConvertAxes& axes) {
+  if (!separate_planes(t)) return;
   int live[2] = {0, 0};
   for (int k = 0; k <= t.chroma_axis; ++k) {
     const AxisTaps& rows = axes.axis[k][0];
@@ -211,6 +217,162 @@ void make_streaming(Block& block, FramesTables& t, const ConvertAxes& axes) {
   }
   t.num_tiles = static_cast<std::int32_t>(tiles.size());
   t.tiles = block.put(tiles);
+}
+
+// A weight times 2^exponent as the sum of two 16-bit floats: 22 bits of it.
+struct SplitWeight {
+  std::uint16_t hi = 0, lo = 0;
+};
+
+SplitWeight split_weight(double weight, int exponent) {
+  const double scaled = std::ldexp(weight, exponent);
+  SplitWeight w;
+  w.hi = float_to_half(static_cast<float>(scaled));
+  w.lo = float_to_half(static_cast<float>(scaled - half_to_float(w.hi)));
+  return w;
+}
+
+// The power of 2 that brings an axis' largest weight just below 2^15.
+int weight_exponent(const AxisTaps& taps) {
+  double most = 0;
+  for (const auto& w : taps.weight) {
+    for (double v : w) most = std::max(most, std::fabs(v));
+  }
+  int exponent = 0;
+  std::frexp(most, &exponent);  // most < 2^exponent
+  return 15 - exponent;
+}
+
+// Windows of inputs that `size` outputs at a time read, from a multiple of `align`, in chunks of 16.
+struct Windows {
+  std::vector<std::int32_t> first, chunk{0};
+};
+
+Windows windows(const AxisTaps& taps, int size, int align) {
+  Windows w;
+  const int n = static_cast<int>(taps.start.size());
+  for (int i0 = 0; i0 < n; i0 += size) {
+    int low = taps.size_in, high = 0;
+    for (int i = i0; i < std::min(i0 + size, n); ++i) {
+      low = std::min(low, taps.start[static_cast<std::size_t>(i)]);
+      high = std::max(high, taps.start[static_cast<std::size_t>(i)] +
+                                static_cast<int>(taps.weight[static_cast<std::size_t>(i)].size()));
+    }
+    low = low / align * align;
+    w.first.push_back(low);
+    w.chunk.push_back(w.chunk.back() + (high - low + 15) / 16);
+  }
+  return w;
+}
+
+// The weight of an input for an output; 0 outside of either.
+double weight_at(const AxisTaps& taps, int output, int input) {
+  if (output >= static_cast<int>(taps.start.size())) return 0;
+  const auto& w = taps.weight[static_cast<std::size_t>(output)];
+  const int k = input - taps.start[static_cast<std::size_t>(output)];
+  return k < 0 || k >= static_cast<int>(w.size()) ? 0 : w[static_cast<std::size_t>(k)];
+}
+
+// Fragments as mma.m16n8k16 spreads them over the lanes of a warp: lane 4 g + q holds rows (columns) g and g + 8 of
+// the one factor and inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, two to a register.
+MatrixTable matrix_table(Block& block, const AxisTaps& rows, const AxisTaps& columns) {
+  MatrixTable t;
+  const int row_exponent = weight_exponent(rows), column_exponent = weight_exponent(columns);
+  const auto register_of = [](std::uint16_t low, std::uint16_t high) {
+    return static_cast<std::uint32_t>(low) | static_cast<std::uint32_t>(high) << 16;
+  };
+  const Windows row_windows = windows(rows, kMatrixRows, 1), column_windows = windows(columns, 8, 8);
+  std::vector<std::uint32_t> fragments;
+  for (std::size_t tile = 0; tile < row_windows.first.size(); ++tile) {
+    for (int chunk = 0; chunk < row_windows.chunk[tile + 1] - row_windows.chunk[tile]; ++chunk) {
+      for (bool lo : {false, true}) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int r = 0; r < 4; ++r) {
+            const int y = static_cast<int>(tile) * kMatrixRows + lane / 4 + 8 * (r % 2);
+            const int input = row_windows.first[tile] + 16 * chunk + 2 * (lane % 4) + 8 * (r / 2);
+            const SplitWeight a = split_weight(weight_at(rows, y, input), row_exponent);
+            const SplitWeight b = split_weight(weight_at(rows, y, input + 1), row_exponent);
+            fragments.push_back(lo ? register_of(a.lo, b.lo) : register_of(a.hi, b.hi));
+          }
+        }
+      }
+    }
+  }
+  t.row_first = block.put(row_windows.first);
+  t.row_chunk = block.put(row_windows.chunk);
+  t.row_weight = block.put(fragments);
+  fragments.clear();
+  for (std::size_t octet = 0; octet < column_windows.first.size(); ++octet) {
+    for (int chunk = 0; chunk < column_windows.chunk[octet + 1] - column_windows.chunk[octet]; ++chunk) {
+      for (int lane = 0; lane < 32; ++lane) {
+        const int x = static_cast<int>(octet) * 8 + lane / 4;
+        SplitWeight w[4];
+        for (int i = 0; i < 4; ++i) {
+          const int input = column_windows.first[octet] + 16 * chunk + 2 * (lane % 4) + 8 * (i / 2) + i % 2;
+          w[i] = split_weight(weight_at(columns, x, input), column_exponent);
+        }
+        fragments.insert(fragments.end(), {register_of(w[0].hi, w[1].hi), register_of(w[2].hi, w[3].hi),
+                                           register_of(w[0].lo, w[1].lo), register_of(w[2].lo, w[3].lo)});
+      }
+    }
+  }
+  t.column_first = block.put(column_windows.first);
+  t.column_chunk = block.put(column_windows.chunk);
+  t.column_weight = block.put(fragments);
+  // samples are taken for 16-bit floats below the normal ones: 2^-24 times their value
+  t.scale = static_cast<float>(std::ldexp(1.0, 24 - row_exponent - column_exponent));
+  return t;
+}
+
+int matrix_halves(const FramesTables& t, const MatrixTile& tile) {
+  int halves = 0;
+  for (int c = 0; c < (t.family == static_cast<int>(ColorFamily::kGray) ? 1 : 3); ++c) {
+    halves += 2 * kMatrixRows * matrix_pitch(tile, c ? t.chroma_axis : 0, t.step[c]);
+  }
+  return halves;
+}
+
+// Planes that hold one component each, or two that take turns, of up to 10 bits.
+void make_matrix(Block& block, FramesTables& t, const ConvertAxes& axes, int bits) {
+  constexpr int kMostHalves = 36 << 10;  // 72 KB: three blocks on a multiprocessor with 227
+  if (bits > 10 || !separate_planes(t)) return;
+  Windows column_windows[2];
+  for (int k = 0; k <= t.chroma_axis; ++k) {
+    t.matrix_table[k] = matrix_table(block, axes.axis[k][0], axes.axis[k][1]);
+    column_windows[k] = windows(axes.axis[k][1], 8, 8);
+  }
+  const int octets = (t.out_w + 7) / 8;
+  for (int num = 1; num <= octets; num = num < 32 ? num + 1 : num * 2) {
+    std::vector<MatrixTile> tiles;
+    t.matrix_halves = 0;
+    const int width = (octets + num - 1) / num;
+    for (int octet0 = 0; octet0 < octets; octet0 += width) {
+      MatrixTile tile;
+      tile.octet0 = octet0;
+      tile.octet1 = std::min(octet0 + width, octets);
+      for (int k = 0; k <= t.chroma_axis; ++k) {
+        int low = axes.axis[k][1].size_in, high = 0;
+        for (int o = tile.octet0; o < tile.octet1; ++o) {
+          const std::size_t i = static_cast<std::size_t>(o);
+          low = std::min(low, column_windows[k].first[i]);
+          high = std::max(
+              high, column_windows[k].first[i] + 16 * (column_windows[k].chunk[i + 1] - column_windows[k].chunk[i]));
+        }
+        tile.column0[k] = low / 16 * 16;
+        const int step = t.step[k], columns = kMatrixGroup / step;  // step[1] is that of the chroma planes
+        tile.groups[k] = (high - tile.column0[k] + columns - 1) / columns;
+      }
+      t.matrix_halves = std::max(t.matrix_halves, matrix_halves(t, tile));
+      tiles.push_back(tile);
+    }
+    if (t.matrix_halves <= kMostHalves) {
+      t.matrix = 1;
+      t.row_tiles = (t.out_h + kMatrixRows - 1) / kMatrixRows;
+      t.num_matrix_tiles = static_cast<std::int32_t>(tiles.size());
+      t.matrix_tiles = block.put(tiles);
+      return;
+    }
+  }
 }
 
 }  // namespace
@@ -284,6 +446,7 @@ std::vector<std::uint8_t> make_frames_tables(const FramesSpec& s) {
     t.columns[k] = float_axis(block, axes.axis[k][1], true);
   }
   if (!bytes) make_streaming(block, t, axes);
+  if (!t.bytes_table.resample) make_matrix(block, t, axes, f.bits);
   return block.finish(t);
 }
 

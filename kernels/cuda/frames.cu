@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "frames_body.h"
+#include "frames_matrix.h"
 
 namespace mmcore::cuda {
 
@@ -55,6 +56,21 @@ __global__ void __launch_bounds__(kGatherX* kGatherY)
   }
 }
 
+// The frame whose blocks this one is among.
+template <int kFrames>
+__device__ __forceinline__ const FrameDesc& frame_of_block(const FrameBatch<kFrames>& batch) {
+  int low = 0, high = batch.count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (batch.frames[middle].first_block <= static_cast<int>(blockIdx.x)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return batch.frames[low];
+}
+
 // One plane's warps through all stages. A block's warps come through different copies of this function, by plane; its
 // barriers count them all the same.
 template <int kStep, typename T, int kN, int kLive>
@@ -76,18 +92,8 @@ template <int kFrames, typename T, int kN, int kLuma, int kChroma>
 __global__ void __launch_bounds__(kN == 16 ? 256 : 512, kN == 16 ? 2 : 1)
     stream_kernel(const __grid_constant__ FrameBatch<kFrames> batch) {
   extern __shared__ __align__(16) std::uint8_t shared[];
-  // the frame whose blocks this one is among
-  int low = 0, high = batch.count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (batch.frames[middle].first_block <= static_cast<int>(blockIdx.x)) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
   float* rows = reinterpret_cast<float*>(shared + static_cast<std::size_t>(kRing) * blockDim.x * kN * sizeof(T));
-  const StreamBlock b = stream_block(batch.frames[low], batch.strip_rows, blockIdx.x, rows);
+  const StreamBlock b = stream_block(frame_of_block(batch), batch.strip_rows, blockIdx.x, rows);
   stream_clear(b, threadIdx.x, blockDim.x);
   __syncthreads();
   StreamGroup g{};
@@ -99,6 +105,17 @@ __global__ void __launch_bounds__(kN == 16 ? 256 : 512, kN == 16 ? 2 : 1)
   } else {
     stream_plane<2, T, kN, kChroma>(b, g, active, batch.out, shared);
   }
+}
+
+constexpr int kMatrixThreads = 256;
+
+template <int kFrames, typename T>
+__global__ void __launch_bounds__(kMatrixThreads, 2) matrix_kernel(const __grid_constant__ FrameBatch<kFrames> batch) {
+  extern __shared__ __align__(16) std::uint16_t halves[];
+  const MatrixBlock b = matrix_block(frame_of_block(batch), blockIdx.x);
+  matrix_vertical<T>(b, halves, threadIdx.x / 32, kMatrixThreads / 32);
+  __syncthreads();
+  matrix_horizontal(b, halves, batch.out, threadIdx.x / 32, kMatrixThreads / 32);
 }
 
 constexpr int kFew = 32, kMany = 480;  // frames of a launch; kMany fills the 32 KB that parameters may take
@@ -247,6 +264,32 @@ void launch_stream_kernel(const std::vector<Frame>& frames, const OutputDesc& ou
   });
 }
 
+template <int kFrames, typename T>
+void launch_matrix_kernel(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
+  in_batches(frames.size(), kFrames, [&](std::size_t first, std::size_t count) {
+    auto batch = make_batch<kFrames>(frames, first, count, out);
+    int halves = 0, total = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const FramesTables& t = *frames[first + i].host;
+      halves = std::max(halves, t.matrix_halves);
+      batch.frames[i].first_block = total;
+      total += t.row_tiles * t.num_matrix_tiles;
+    }
+    const std::size_t shared = static_cast<std::size_t>(halves) * 2;
+    const auto kernel = matrix_kernel<kFrames, T>;
+    resident_blocks(reinterpret_cast<const void*>(kernel), kMatrixThreads, shared);  // allows so much shared memory
+    kernel<<<static_cast<unsigned>(total), kMatrixThreads, shared, stream>>>(batch);
+    check(cudaGetLastError(), "launch");
+  });
+}
+
+template <typename T>
+void launch_matrix(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
+  if (frames.empty()) return;
+  frames.size() <= kFew ? launch_matrix_kernel<kFew, T>(frames, out, stream)
+                        : launch_matrix_kernel<kMany, T>(frames, out, stream);
+}
+
 template <typename T, int kN, int kLuma, int kChroma>
 void launch_stream(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
   if (frames.empty()) return;
@@ -267,20 +310,28 @@ std::size_t scratch_bytes(const std::vector<Frame>& frames) {
 void frames_to_tensor(const std::vector<Frame>& frames, const OutputDesc& out, void* scratch, std::uintptr_t stream,
                       Method method) {
   const auto on = reinterpret_cast<cudaStream_t>(stream);
-  std::vector<Frame> gathered, bytes, streamed[2][2];
+  std::vector<Frame> gathered, bytes, streamed[2][2], multiplied[2];
   for (const Frame& f : frames) {
-    if (f.host->bytes_table.resample) {
-      bytes.push_back(f);
-    } else if (f.host->live == 0 || method == Method::kGather) {
-      gathered.push_back(f);
-    } else {
-      streamed[f.host->sample_bytes - 1][f.host->live == 7].push_back(f);
+    switch (method_of(*f.host, method)) {
+      case Method::kGather:
+        gathered.push_back(f);
+        break;
+      case Method::kStream:
+        streamed[f.host->sample_bytes - 1][f.host->live == 7].push_back(f);
+        break;
+      case Method::kMatrix:
+        multiplied[f.host->sample_bytes - 1].push_back(f);
+        break;
+      default:
+        bytes.push_back(f);
     }
   }
   if (!gathered.empty()) {
     gathered.size() <= kFew ? launch_gather<kFew>(gathered, out, on) : launch_gather<kMany>(gathered, out, on);
   }
   if (!bytes.empty()) launch_bytes(bytes, out, static_cast<std::uint8_t*>(scratch), on);
+  launch_matrix<std::uint8_t>(multiplied[0], out, on);
+  launch_matrix<std::uint16_t>(multiplied[1], out, on);
   launch_stream<std::uint8_t, 16, 2, 3>(streamed[0][0], out, on);
   launch_stream<std::uint8_t, 8, 5, 7>(streamed[0][1], out, on);
   launch_stream<std::uint16_t, 8, 2, 3>(streamed[1][0], out, on);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "frames_body.h"
+#include "frames_matrix.h"
 
 namespace mmcore::cuda {
 
@@ -52,9 +53,25 @@ void stream(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
   }
 }
 
-void frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows) {
+template <typename T>
+void matrix(const FrameDesc& f, const OutputDesc& out) {
   const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
-  if (t.bytes_table.resample) {
+  constexpr int kWarps = 8;
+  for (int block = 0; block < t.row_tiles * t.num_matrix_tiles; ++block) {
+    const MatrixBlock b = matrix_block(f, block);
+    // as on the device: whatever was there before, here NaN
+    std::vector<std::uint16_t> shared(static_cast<std::size_t>(t.matrix_halves) + 8, 0x7e00);
+    std::uint16_t* aligned = shared.data() + (16 - reinterpret_cast<std::uintptr_t>(shared.data()) % 16) % 16 / 2;
+    for (int warp = 0; warp < kWarps; ++warp) matrix_vertical<T>(b, aligned, warp, kWarps);
+    for (int warp = 0; warp < kWarps; ++warp) matrix_horizontal(b, aligned, out, warp, kWarps);
+  }
+}
+
+// The method that was used; 0: that of the resize on bytes.
+int frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows) {
+  const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
+  const Method used = method_of(t, static_cast<Method>(method));
+  if (used == Method::kAuto) {
     const BytesTable& b = t.bytes_table;
     std::vector<std::uint8_t> rgb(static_cast<std::size_t>(3) * b.rows * b.columns);
     std::vector<std::uint32_t> small(static_cast<std::size_t>(3) * b.rows * t.out_w);
@@ -69,17 +86,26 @@ void frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows
     for (int y = 0; y < t.out_h; ++y) {
       for (int x = 0; x < t.out_w; ++x) bytes_vertical(t, f, out, small.data(), y, x);
     }
-  } else if (t.live == 0 || method == 1) {
+    return 0;
+  }
+  if (used == Method::kMatrix) {
+    t.sample_bytes == 1 ? matrix<std::uint8_t>(f, out) : matrix<std::uint16_t>(f, out);
+    return 3;
+  }
+  if (used == Method::kGather) {
     for (int y = 0; y < t.out_h; ++y) {
       for (int x = 0; x < t.out_w; ++x) gather(t, f, out, y, x);
     }
-  } else if (t.sample_bytes == 1) {
+    return 1;
+  }
+  if (t.sample_bytes == 1) {
     t.live == 3 ? stream<std::uint8_t, 16, 2, 3>(f, out, strip_rows)
                 : stream<std::uint8_t, 8, 5, 7>(f, out, strip_rows);
   } else {
     t.live == 3 ? stream<std::uint16_t, 8, 2, 3>(f, out, strip_rows)
                 : stream<std::uint16_t, 8, 5, 7>(f, out, strip_rows);
   }
+  return 2;
 }
 
 }  // namespace
@@ -106,9 +132,8 @@ extern "C" int frames_emulator(const std::uint8_t* tables, const std::uint8_t* c
   out.temporal_patch_size = patches[1];
   out.merge_size = patches[2];
   try {
-    mmcore::cuda::frame(f, out, method, strip_rows);
+    return mmcore::cuda::frame(f, out, method, strip_rows);
   } catch (const std::exception&) {
-    return 1;
+    return -1;
   }
-  return reinterpret_cast<const mmcore::FramesTables*>(tables)->live;
 }

@@ -36,6 +36,25 @@ struct StreamTile {
   std::int32_t column0[2] = {0, 0}, column1[2] = {0, 0};
 };
 
+// Matrix products (see kernels/cuda/frames_matrix.h), in 16-bit floats: a weight is hi + lo, times a power of 2. Rows:
+// 16 outputs times chunks of 16 inputs; columns: chunks of 16 inputs times 8 outputs.
+struct MatrixTable {
+  std::int32_t row_first = 0;  // int32[row tile]: first input row
+  std::int32_t row_chunk = 0;  // int32[row tile + 1]: its first chunk
+  std::int32_t row_weight = 0;  // uint4[chunk][hi, lo][lane]
+  std::int32_t column_first = 0;  // int32[octet]: first input column, a multiple of 8
+  std::int32_t column_chunk = 0;  // int32[octet + 1]
+  std::int32_t column_weight = 0;  // uint4[chunk][lane]: hi, hi, lo, lo
+  float scale = 1;  // what undoes the powers of 2, that of the samples among them
+};
+
+// Octets of output columns that one block makes, and for each axis the first input column and the groups of 64 samples
+// of a plane that they need.
+struct MatrixTile {
+  std::int32_t octet0 = 0, octet1 = 0;
+  std::int32_t column0[2] = {0, 0}, groups[2] = {0, 0};
+};
+
 // The resize on bytes of accuracy rgb8: the region of full-size RGB, then fixed-point sums, horizontally first.
 struct BytesTable {
   std::int32_t resample = 0, area = 0;
@@ -66,6 +85,11 @@ struct FramesTables {
   std::int32_t convert_rows = 0, convert_columns = 0;
   BytesTable bytes_table;
 
+  std::int32_t matrix = 0;  // whether it can be done so
+  std::int32_t row_tiles = 0, num_matrix_tiles = 0, matrix_tiles = 0;  // MatrixTile[num_matrix_tiles]
+  std::int32_t matrix_halves = 0;  // of shared memory, most of all tiles
+  MatrixTable matrix_table[2];
+
   // Streaming: 3 for at most 2 outputs of luma and 3 of chroma at a time, 7 for 5 and 7; 0: not for it.
   std::int32_t live = 0;
   std::int32_t group = 0;  // samples of a plane that a thread streams
@@ -89,6 +113,13 @@ MMCORE_SHARED_WITH_DEVICE inline int skewed_quad(int quad) { return quad + (quad
 // Groups of 4 columns in a row of shared memory: what is written, and what the last output's window reads beyond.
 MMCORE_SHARED_WITH_DEVICE inline int stream_row_quads(const FramesTables& t, const StreamTile& tile, int axis) {
   return (tile.column1[axis] - tile.column0[axis] + 15) / 16 * 4 + t.stream[axis].quads;
+}
+
+// Shared memory of the matrix kernel, for each component of an axis: hi and lo, 16 rows each of so many 16-bit floats.
+// 16 bytes more than the columns keep rows off each other's banks.
+constexpr int kMatrixRows = 16, kMatrixGroup = 64;
+MMCORE_SHARED_WITH_DEVICE inline int matrix_pitch(const MatrixTile& tile, int axis, int step) {
+  return tile.groups[axis] * (kMatrixGroup / step) + 8;
 }
 
 }  // namespace mmcore
