@@ -1,10 +1,11 @@
 """mmcore: compiled-core operations for multimodal video models.
 
 Video files become model input tensors for little more than the bare decode: :class:`VideoDecoder` and
-:func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass. Features of several
-modalities become one at the memory's speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`.
-All heads' losses and gradients come in one pass: :func:`multi_task_loss` and
-:class:`mmcore.nn.MultiTaskLoss`.
+:func:`frames_to_tensor` convert YUV planes to the tensor that a model takes in one pass. Sound and words come
+with them: :class:`AudioDecoder`, :func:`log_mel` and :class:`TextDecoder`; :func:`read_clip` reads all of one
+moment, on one clock, and :func:`encode` writes it. Features of several modalities become one at the memory's
+speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`. All heads' losses and gradients come in
+one pass: :func:`multi_task_loss` and :class:`mmcore.nn.MultiTaskLoss`.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def copy_packets(source: Path, target: Path, change: Callable[[int, Any], Any]) 
     return target
 
 
-def decoded_by_pyav(path: Path) -> np.ndarray:
-    """(channels, samples) float32 as FFmpeg decodes the file from its start, one frame after the other."""
+def decoded_by_pyav(path: Path, dtype: Any = np.float32) -> np.ndarray:
+    """(channels, samples) as FFmpeg decodes the file from its start, one frame after the other."""
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(audio=0):
@@ -89,5 +89,5 @@ def decoded_by_pyav(path: Path) -> np.ndarray:
                 samples = (samples.astype(np.float64) - 128) / 128
             elif samples.dtype.kind == "i":
                 samples = samples / 2.0 ** (8 * samples.itemsize - 1)
-            frames.append(samples.astype(np.float32))
+            frames.append(samples.astype(dtype))
     return np.concatenate(frames, axis=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from media import add_subtitles, subtitle_packet
 from numpy.typing import NDArray
 
 import mmcore
@@ -75,15 +76,14 @@ def write_events(
             streams.append((stream, _sounds(stream.codec_context)))
         subtitles: Any = None
         if text and path.suffix[1:] in _SUBTITLES:
-            subtitles = out.add_stream(_SUBTITLES[path.suffix[1:]])
-            subtitles.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
-            subtitles.time_base = Fraction(1, 1000)
+            subtitles = add_subtitles(out, _SUBTITLES[path.suffix[1:]])
         packets = []
         for stream, frames in streams:
             for frame in [*frames, None]:
                 packets += stream.encode(frame)
         if subtitles is not None:
-            packets += _words(subtitles)
+            cues = zip(EVENTS, WORDS, strict=True)
+            packets += [subtitle_packet(subtitles, start, 0.3, word.encode()) for start, word in cues]
         out.start_encoding()
         packets.sort(key=lambda p: (p.pts if p.dts is None else p.dts) * p.time_base)
         for packet in packets:
@@ -120,20 +120,6 @@ def _sounds(context: Any) -> list[Any]:
         frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
         frames.append(frame)
     return frames
-
-
-def _words(stream: Any) -> list[Any]:
-    packets = []
-    for start, word in zip(EVENTS, WORDS, strict=True):
-        content = word.encode()
-        if stream.name == "mov_text":
-            content = len(content).to_bytes(2, "big") + content
-        packet: Any = av.Packet(content)
-        packet.stream, packet.time_base = stream, Fraction(1, 1000)
-        packet.pts = packet.dts = round(start * 1000)
-        packet.duration = 300
-        packets.append(packet)
-    return packets
 
 
 def measure(clip: mmcore.Clip, speed: float = 1.0) -> Measured:

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from audio_media import decoded_by_pyav
 from torch import Tensor
 
 import mmcore
@@ -43,36 +44,14 @@ def read_frames(path: Path) -> Tensor:
 
 def read_audio(path: Path) -> tuple[np.ndarray, float, int]:
     """Samples (channels, samples) as float64, the first one's time, the rate."""
-    parts, start = [], None
     with av.open(str(path)) as container:
-        for frame in container.decode(audio=0):
-            values = frame.to_ndarray()
-            if not frame.format.is_planar:
-                values = values.reshape(-1, frame.layout.nb_channels).T
-            scale = {"i": 2.0 ** (8 * values.dtype.itemsize - 1), "f": 1.0}[values.dtype.kind]
-            parts.append(values / scale)
-            start = float(frame.pts * frame.time_base) if start is None else start
-            rate = frame.sample_rate
-    assert start is not None
-    return np.concatenate(parts, axis=1), start, rate
+        first = next(container.decode(audio=0))
+        start, rate = float(first.pts * first.time_base), first.sample_rate
+    return decoded_by_pyav(path, np.float64), start, rate
 
 
 def read_text(path: Path) -> list[tuple[float, float, str]]:
     return [(s.start, s.end, s.text) for s in mmcore.TextDecoder(path)]
-
-
-def read_ass(path: Path) -> list[tuple[float, float, str]]:
-    """As :func:`read_text`, with PyAV alone."""
-    with av.open(str(path)) as container:
-        return [
-            (
-                float(p.pts * p.time_base),
-                float((p.pts + p.duration) * p.time_base),
-                p.decode()[0].dialogue.decode(),
-            )
-            for p in container.demux()
-            if p.size
-        ]
 
 
 def decoded_planes(path: Path) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PixelFormat
 from mmcore.ops.planes import ColorSpec, repeat_last
 
-AUTO, GATHER = 0, 1
+AUTO, GATHER, STREAM, MATRIX = range(4)
 _ROOT = Path(__file__).parents[1]
 
 
@@ -49,8 +49,8 @@ def convert(
     transform: FrameTransform,
     method: int = AUTO,
     strip_rows: int = 1 << 20,
-) -> tuple[Tensor, bool]:
-    """Result of the frames op, and whether the streaming kernel made it."""
+) -> tuple[Tensor, int]:
+    """Result of the frames op, and the method that made it (0: the resize on bytes)."""
     g = transform.geometry(height, width)
     tables = frames_plan(fmt, height, width, color, transform).device_tables()
     # FramesTables begins at an address that is a multiple of 16, as on the device
@@ -62,14 +62,15 @@ def convert(
     pointer, *strides_and_patches = output_desc(result, transform.layout, g.out_h, g.out_w)
     strides = (ctypes.c_int64 * 4)(*strides_and_patches[:4])
     patches = (ctypes.c_int * 3)(*strides_and_patches[4:])
-    live = 0
+    used = 0
     for t in range(count):
         planes = [p[t] if p.stride(2) == 1 or p.shape[2] == 1 else p[t].contiguous() for p in data]
         pointers = (ctypes.c_void_p * 3)(*[p.data_ptr() for p in planes[:3]])
         pitches = (ctypes.c_int64 * 3)(*[p.stride(0) * p.element_size() for p in planes[:3]])
-        live = emulator.frames_emulator(
+        used = emulator.frames_emulator(
             ctypes.c_void_p(address), pointers, pitches, min(len(planes), 3), ctypes.c_void_p(pointer),
             strides, patches, t, method, strip_rows,
         )  # fmt: skip
     repeat_last(result, transform.layout, count, g.out_h, g.out_w)
-    return result, live > 0 and method == AUTO
+    assert used >= 0, "a block needs more shared memory than its plan says"
+    return result, used

@@ -66,8 +66,7 @@ def write_video(
         subtitles: Any = None
         if extra_streams:
             sound = output.add_stream("aac", rate=16000)
-            subtitles = output.add_stream("mov_text" if path.suffix in (".mp4", ".mov") else "subrip")
-            subtitles.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
+            subtitles = add_subtitles(output, "mov_text" if path.suffix in (".mp4", ".mov") else "subrip")
         stream: Any = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.gop_size = gop
@@ -81,7 +80,7 @@ def write_video(
         if sound is not None:
             _write_sound(output, sound, num_frames / rate)
         if subtitles is not None:
-            _write_subtitle(output, subtitles)
+            output.mux(subtitle_packet(subtitles, 0, 0.5, b"hello"))
         for i in range(num_frames):
             frame = av.VideoFrame.from_ndarray(picture(i, *size), "rgb24").reformat(format=pix_fmt)
             frame.pts = i if times is None else times[i]
@@ -101,13 +100,23 @@ def _write_sound(container: Any, stream: Any, seconds: float) -> None:
     container.mux(stream.encode(None))
 
 
-def _write_subtitle(container: Any, stream: Any) -> None:
-    text = b"hello"
-    packet = av.Packet(len(text).to_bytes(2, "big") + text if stream.name == "mov_text" else text)
-    packet.stream, packet.time_base = stream, Fraction(1, 1000)
-    packet.pts = packet.dts = 0
-    packet.duration = 500
-    container.mux(packet)
+def add_subtitles(output: Any, codec: str) -> Any:
+    """A subtitle stream, whose times are thousandths of a second."""
+    stream = output.add_stream(codec)
+    stream.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
+    stream.time_base = Fraction(1, 1000)
+    return stream
+
+
+def subtitle_packet(stream: Any, start: float, length: float, content: bytes, *, counted: bool = True) -> Any:
+    """A cue; ``counted`` puts the number of bytes in front that mov_text wants."""
+    if stream.name == "mov_text" and counted:
+        content = len(content).to_bytes(2, "big") + content
+    packet: Any = av.Packet(content)
+    packet.stream, packet.time_base = stream, stream.time_base
+    packet.pts = packet.dts = round(start * 1000)
+    packet.duration = round(length * 1000)
+    return packet
 
 
 def write_sizes(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-from media import picture
+from media import add_subtitles, picture, subtitle_packet
 
 Cue = tuple[float, float, bytes]
 
 _RATE = 25
-_HEADER = b"[Script Info]\nScriptType: v4.00+\n"
 
 
 def write_subtitled(
@@ -36,22 +35,13 @@ def write_subtitled(
         video.height, video.width, video.pix_fmt = 96, 128, "yuv420p"
         packets: list[Any] = []
         for codec, cues, settings in streams:
-            stream: Any = output.add_stream(codec)
-            stream.codec_context.subtitle_header = _HEADER
-            stream.time_base = Fraction(1, 1000)
+            stream = add_subtitles(output, codec)
             for name, value in settings.items():
                 if name in ("language", "title"):
                     stream.metadata[name] = value
                 else:
                     stream.disposition |= getattr(type(stream.disposition), name)
-            for start, length, content in cues:
-                if codec == "mov_text" and counted:
-                    content = len(content).to_bytes(2, "big") + content
-                packet: Any = av.Packet(content)
-                packet.stream, packet.time_base = stream, Fraction(1, 1000)
-                packet.pts = packet.dts = round(start * 1000)
-                packet.duration = round(length * 1000)
-                packets.append(packet)
+            packets += [subtitle_packet(stream, *cue, counted=counted) for cue in cues]
         for i in range(num_frames):
             frame = av.VideoFrame.from_ndarray(picture(i), "rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = first_frame + i, Fraction(1, _RATE)

@@ -51,9 +51,11 @@ def collect(file: Path) -> dict[str, Any]:
     import av
 
     from mmcore.decoding.source import Source
-    from mmcore.decoding.text_files import find_sidecars
+    from mmcore.decoding.text_files import find_sidecars, is_subtitle_file, open_subtitle_file
 
-    with Source(file).open() as container:
+    source = Source(file)
+    opened = open_subtitle_file(source, None)[0] if is_subtitle_file(source) else source.open()
+    with opened as container:
         start, duration = container.start_time, container.duration
         facts: dict[str, Any] = {
             "path": str(file),
@@ -137,6 +139,7 @@ def describe_audio(decoder: AudioDecoder) -> dict[str, Any]:
         "begin_stream_seconds": begin,
         "end_stream_seconds": end,
         "duration_seconds": end - begin,
+        "damage": decoder.damage,
     }
 
 

@@ -91,6 +91,8 @@ def read_audio(
             raise ValueError(named_as_options(error)) from None
         warn(f"without sound: {named_as_options(error)}")
         return None
+    if decoder.damage is not None and (stop is None or stop > end):
+        warn(f"{file}: its sound breaks off at {end:.3f} s: {decoder.damage}")
     if samples.gaps:
         spans = ", ".join(f"{a:.3f} to {b:.3f} s" for a, b in samples.gaps[:3])
         more = f" and in {len(samples.gaps) - 3} more places" if len(samples.gaps) > 3 else ""

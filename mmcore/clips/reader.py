@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from .options import AudioOptions, TextOptions, VideoOptions, chosen
 
 if TYPE_CHECKING:
     from mmcore.decoding import AudioDecoder, AudioSamples, FrameBatch, TextDecoder, TextSegment, VideoDecoder
+    from mmcore.decoding.shared_pass import SharedPass
     from mmcore.tokenizers import TimedTokens
 
 __all__ = ["ClipReader", "read_clip"]
@@ -61,8 +63,8 @@ class ClipReader:
     -----
     Damage of one stream never costs the others: a stream that cannot be opened or read is None in the clip,
     and ``Clip.errors`` says why. Single frames that cannot be decoded are a matter of the video's
-    ``on_error``. Threads may share a reader as they may its decoders; a reader may be forked, and pickled
-    unless it reads a file object.
+    ``on_error``. Threads may share a reader, and take turns; a reader may be forked, and pickled unless it
+    reads a file object.
 
     Examples
     --------
@@ -80,6 +82,7 @@ class ClipReader:
         text: bool | dict[str, Any] | TextOptions | None = True,
         strict: bool = False,
         network: bool = False,
+        _reads_far: bool = False,
     ) -> None:
         self._video_options = chosen("video", video, VideoOptions)
         self._audio_options = chosen("audio", audio, AudioOptions)
@@ -88,6 +91,9 @@ class ClipReader:
         self.modalities = tuple(m for m, o in zip(MODALITIES, options, strict=True) if o is not None)
         if not self.modalities:
             raise ValueError("video, audio, text: expected at least one of them to be read")
+        from mmcore.decoding.fork_safe_lock import ForkSafeLock
+
+        self._lock = ForkSafeLock()
         # read by every decoder: one copy
         if isinstance(source, Tensor):
             from mmcore.decoding.source import Source
@@ -104,6 +110,7 @@ class ClipReader:
         self._video: VideoDecoder | None = None
         self._audio: AudioDecoder | None = None
         self._text: TextDecoder | None = None
+        self._shared = self._shared_pass(_reads_far)
         try:
             if self._video_options is not None:
                 self._video = self._opened("video", self._open_video)
@@ -114,6 +121,33 @@ class ClipReader:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._shared = None
+
+    def _shared_pass(self, reads_far: bool) -> SharedPass | None:
+        """What to look for while the pictures' packets are read; None if they are not."""
+        video, audio, text = self._video_options, self._audio_options, self._text_options
+        if video is None or video.seek_mode != "exact" or video.index is not None or self._network:
+            return None
+        from mmcore.decoding.shared_pass import SharedPass
+        from mmcore.decoding.source import Source
+        from mmcore.decoding.text_decoder import choose_text_stream, read_text_stream
+
+        try:
+            source = Source(self._source)
+        except (MMCoreError, TypeError, ValueError):
+            return None  # the decoders will say
+        reads_text = text is not None and text.sidecar in (None, False)
+        text = text or TextOptions()
+        return SharedPass(
+            source,
+            partial(choose_text_stream, name=source.name, number=text.stream_index, language=text.language)
+            if reads_text
+            else None,
+            partial(read_text_stream, encoding=text.encoding, markup=text.markup),
+            audio is not None and reads_far,
+            None if audio is None else audio.stream_index,
+        )
 
     def _opened(self, name: str, open_stream: Callable[[], Any]) -> Any:
         try:
@@ -127,6 +161,8 @@ class ClipReader:
             return None
 
     def _has(self, name: str) -> bool:
+        if self._shared is not None and self._shared.kinds is not None:
+            return _FFMPEG_KINDS[name] in self._shared.kinds
         from mmcore.decoding.source import Source
 
         with Source(self._source, network=self._network).open(probe=False) as container:
@@ -146,20 +182,25 @@ class ClipReader:
             on_error=options.on_error,
             index=options.index,
             network=self._network,
+            _shared=self._shared,
         )
 
-    def _open_audio(self) -> AudioDecoder:
+    def _open_audio(self, on_error: str | None = None) -> AudioDecoder:
         from mmcore.decoding import AudioDecoder
 
         options = self._audio_options
         assert options is not None
+        number, notes, shared = options.stream_index, None, self._shared
+        if shared is not None:
+            number, notes = shared.best_audio if number is None else number, shared.notes
         return AudioDecoder(
             self._source,
-            stream_index=options.stream_index,
+            stream_index=number,
             sample_rate=options.sample_rate,
             num_channels=options.num_channels,
-            on_error=options.on_error,
+            on_error=on_error or options.on_error,
             network=self._network,
+            _notes=notes,
         )
 
     def _open_text(self) -> TextDecoder:
@@ -175,6 +216,7 @@ class ClipReader:
             encoding=options.encoding,
             markup=options.markup,
             network=self._network,
+            _embedded=None if self._shared is None else self._shared.text,
         )
 
     # --- reading
@@ -190,26 +232,27 @@ class ClipReader:
         """Read the clip of a range of time; arguments and errors as for :func:`mmcore.read_clip`."""
         from mmcore.decoding.arguments import number_of_seconds
 
-        start = self._extent()[0] if start is None else number_of_seconds("start", start)
-        stop = max(self._extent()[1], start) if stop is None else number_of_seconds("stop", stop)
-        if stop < start:
-            raise ValueError(f"start, stop: expected start <= stop, got {start} and {stop}")
-        augmentation = augment.draw(seed) if isinstance(augment, Augment) else augment
-        if augmentation is not None:
-            if not isinstance(augmentation, Augmentation):
-                raise TypeError(f"augment: expected an Augment, got {type(augment).__name__}")
-            augmentation = replace(augmentation, speed=self._possible_speed(augmentation.speed))
-            start, stop = augmentation.time_range(start, stop)
-        clip = self._read(start, stop, augmentation)
-        if not clip.mask.any() and any(getattr(clip, name) is not None for name in self.modalities):
-            # looked at only now: the end of sound may take reading all of the file
-            first, last = self._extent()
-            if stop < first or start > last:
-                raise ValueError(
-                    f"start, stop: [{start}, {stop}] is no range of the file, which lasts from {first}"
-                    f" to {last} s"
-                )
-        return clip
+        with self._lock:  # the decoders' settings are the clip's for a while
+            start = self._extent()[0] if start is None else number_of_seconds("start", start)
+            stop = max(self._extent()[1], start) if stop is None else number_of_seconds("stop", stop)
+            if stop < start:
+                raise ValueError(f"start, stop: expected start <= stop, got {start} and {stop}")
+            augmentation = augment.draw(seed) if isinstance(augment, Augment) else augment
+            if augmentation is not None:
+                if not isinstance(augmentation, Augmentation):
+                    raise TypeError(f"augment: expected an Augment, got {type(augment).__name__}")
+                augmentation = replace(augmentation, speed=self._possible_speed(augmentation.speed))
+                start, stop = augmentation.time_range(start, stop)
+            clip = self._read(start, stop, augmentation)
+            if not clip.mask.any() and any(getattr(clip, name) is not None for name in self.modalities):
+                # looked at only now: the end of sound may take reading all of the file
+                first, last = self._extent()
+                if stop < first or start > last:
+                    raise ValueError(
+                        f"start, stop: [{start}, {stop}] is no range of the file, which lasts from {first}"
+                        f" to {last} s"
+                    )
+            return clip
 
     def _read(self, start: float, stop: float, augmentation: Augmentation | None) -> Clip:
         speed = 1.0 if augmentation is None else augmentation.speed
@@ -238,7 +281,7 @@ class ClipReader:
             )
         audio: AudioSamples | None = None
         if self._audio is not None:
-            audio = attempt("audio", self._read_audio, self._audio, start, stop, speed)
+            audio = attempt("audio", self._read_audio, self._audio, start, stop, speed, errors)
         if audio is not None and speed != 1:
             assert self._audio is not None
             rate = self._audio.sample_rate
@@ -311,23 +354,58 @@ class ClipReader:
             return FrameBatch(batch.data, pts, torch.full_like(pts, step), batch.valid)
         return decoder.get_frames_played_in_range(a, b)
 
-    def _read_audio(self, decoder: AudioDecoder, start: float, stop: float, speed: float) -> AudioSamples:
+    def _read_audio(
+        self,
+        decoder: AudioDecoder,
+        start: float,
+        stop: float,
+        speed: float,
+        errors: dict[str, MMCoreError],
+    ) -> AudioSamples:
         # what is resampled to fewer samples lasts less long at the same rate
         rate = decoder.sample_rate
         decoder.sample_rate = round(rate / speed)
         try:
-            return self._samples(decoder, start, stop)
+            return self._samples(decoder, start, stop, errors)
         finally:
             decoder.sample_rate = rate
 
-    def _samples(self, decoder: AudioDecoder, start: float, stop: float) -> AudioSamples:
+    def _samples(
+        self, decoder: AudioDecoder, start: float, stop: float, errors: dict[str, MMCoreError]
+    ) -> AudioSamples:
         begin = decoder.begin_stream_seconds
+        start, stop = max(start, begin), max(stop, begin)
         try:
-            return decoder.get_samples_played_in_range(max(start, begin), max(stop, begin))
+            return decoder.get_samples_played_in_range(start, stop)
         except ValueError:
             if start < decoder.end_stream_seconds:
                 raise
             return decoder.get_samples_played_in_range(begin, begin)
+        except DecodeError as error:
+            samples = None if self._strict else self._before_the_break(decoder, start, stop)
+            if samples is None:
+                raise
+            errors["audio"] = error
+            return samples
+
+    def _before_the_break(self, decoder: AudioDecoder, start: float, stop: float) -> AudioSamples | None:
+        """What a file that breaks off has of the range; None if it is not that what is wrong."""
+        end = decoder.end_stream_seconds
+        if stop < end:
+            return None
+        with self._open_audio("silence") as tolerant:
+            tolerant.sample_rate = decoder.sample_rate
+            samples = tolerant.get_samples_played_in_range(start, stop)
+        rate, whole = samples.sample_rate, samples.data.shape[1]
+        if samples.gaps:  # as of a last packet that is there in part
+            if samples.gaps[0][1] < end - 1 / rate:
+                return None
+            whole = round((samples.gaps[0][0] - samples.pts_seconds) * rate)
+        if whole <= 0:
+            return None
+        return replace(
+            samples, data=samples.data[:, :whole].contiguous(), duration_seconds=whole / rate, gaps=()
+        )
 
     def _read_text(
         self, decoder: TextDecoder, start: float, stop: float, errors: dict[str, MMCoreError]
@@ -380,9 +458,8 @@ class ClipReader:
         if name not in self._spans:
             if name == "video":
                 assert self._video is not None
-                times = self._video.frame_times
-                last = float(times.pts_seconds[-1]) + float(times.duration_seconds[-1])
-                self._spans[name] = float(times.pts_seconds[0]), last
+                index = self._video._index  # FrameTimes' sums may miss its end by rounding
+                self._spans[name] = index.start_seconds(0), index.seconds(index.end)
             elif name == "audio":
                 assert self._audio is not None
                 begin = self._audio.begin_stream_seconds
@@ -491,5 +568,11 @@ def read_clip(
     >>> clip = mmcore.read_clip("film.mp4", 10, 12, video={"num_frames": 8})            # doctest: +SKIP
     >>> clip.video.pts_seconds, clip.audio.pts_seconds, clip.text[0].start              # doctest: +SKIP
     """
-    with ClipReader(source, video=video, audio=audio, text=text, strict=strict, network=network) as reader:
+    from mmcore.decoding.audio_reader import NEAR_SECONDS
+
+    # Of sound that far on, all packets must be known.
+    far = start is None or stop is None or (isinstance(start, (int, float)) and start > NEAR_SECONDS)
+    with ClipReader(
+        source, video=video, audio=audio, text=text, strict=strict, network=network, _reads_far=far
+    ) as reader:
         return reader.read(start, stop, augment=augment, seed=seed)

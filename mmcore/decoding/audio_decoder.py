@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import threading
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
@@ -24,7 +22,9 @@ from .audio_mixing import mix, mixing_matrix
 from .audio_reader import AudioReader, Gap
 from .audio_resampling import input_range, num_output_samples, resample
 from .audio_samples import AudioSamples
+from .audio_table import PacketNotes
 from .control import Control
+from .fork_safe_lock import ForkSafeLock
 from .source import Source, passing_interrupts
 
 __all__ = ["AudioDecoder"]
@@ -96,6 +96,7 @@ class AudioDecoder:
         on_error: str = "raise",
         network: bool = False,
         timeout: float | None = None,
+        _notes: PacketNotes | None = None,
     ) -> None:
         if on_error not in ("raise", "silence"):
             raise ValueError(f"on_error: expected 'raise' or 'silence', got {on_error!r}")
@@ -109,11 +110,11 @@ class AudioDecoder:
         self._on_error = on_error
         self._metadata: AudioStreamMetadata | None = None
         self._closed = False
-        self._reset_lock()
+        self._lock = ForkSafeLock()
         source = Source(source, network=network)
         self._name = source.name
         with passing_interrupts():
-            self._reader = AudioReader(source, stream_index)
+            self._reader = AudioReader(source, stream_index, _notes)
         reader = self._reader
         self.sample_rate = reader.sample_rate if sample_rate is None else integer("sample_rate", sample_rate)
         self.num_channels = (
@@ -171,6 +172,17 @@ class AudioDecoder:
         """
         with self._locked() as reader:
             return float(reader.origin + Fraction(reader.num_samples(self._control()), reader.sample_rate))
+
+    @property
+    def damage(self) -> str | None:
+        """Why the sound ends early, if it does and the container tells; read as ``end_stream_seconds`` is.
+
+        Raises
+        ------
+        DecodeError
+        """
+        with self._locked() as reader:
+            return reader.damage(self._control())
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -317,25 +329,10 @@ class AudioDecoder:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_lock"], state["_lock_pid"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset_lock()
-
     # --- the work
-
-    def _reset_lock(self) -> None:
-        self._lock = threading.RLock()
-        self._lock_pid = os.getpid()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[AudioReader]:
-        if self._lock_pid != os.getpid():
-            self._reset_lock()  # a thread of the parent may have held the lock when the process forked
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self._name}: the decoder is closed")
@@ -362,7 +359,7 @@ class AudioDecoder:
                 joined[:, at : at + part.shape[1]] = part
                 at += part.shape[1]
                 parts[i] = joined[:, :0]  # its memory is needed no more
-        return self._made(reader, joined, first, gaps)
+        return self._made(reader, joined, first, gaps, last)
 
     def _blocks(
         self, reader: AudioReader, first: int, last: int | None, gaps: list[Gap], *, at_once: bool = False
@@ -386,15 +383,21 @@ class AudioDecoder:
             for block in resample(inputs, needed.start, needed.dropped, count, rate_in, rate_out):
                 yield block if matrix is None or mixes_first else mix(block, matrix)
 
-    def _made(self, reader: AudioReader, data: Samples, first: int, gaps: list[Gap]) -> AudioSamples:
-        """Samples ``first`` and on with their time; raises for what could not be decoded of them."""
+    def _made(
+        self, reader: AudioReader, data: Samples, first: int, gaps: list[Gap], last: int | None = None
+    ) -> AudioSamples:
+        """Samples ``first`` to ``last`` with their time; raises for what could not be decoded of them."""
         rate, origin = self.sample_rate, reader.origin
         start = origin + Fraction(first, rate)
         stop = start + Fraction(data.shape[1], rate)
+        # what follows the end does not matter to a range that ends there
+        reached = stop if last is None else start + Fraction(2 * (last - first) - 1, 2 * rate)
         silent = []
         for gap in gaps:
             begin, end = (origin + Fraction(sample, reader.sample_rate) for sample in (gap.start, gap.stop))
-            if not ((begin < stop and end > start) or (begin == end and start <= begin <= stop)):
+            if begin == end and not start <= begin <= min(stop, reached):
+                continue
+            if begin < end and not (begin < stop and end > start):
                 continue
             if gap.error is not None and self._on_error == "raise":
                 raise DecodeError(
@@ -403,4 +406,4 @@ class AudioDecoder:
             if begin < end:
                 silent.append((float(max(begin, start)), float(min(end, stop))))
         pts, duration = float(start), data.shape[1] / rate
-        return AudioSamples(torch.from_numpy(data), pts, duration, rate, tuple(silent))
+        return AudioSamples(torch.from_numpy(np.ascontiguousarray(data)), pts, duration, rate, tuple(silent))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
+import operator
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmcore.errors import DecodeError, UnsupportedError
 
-from .audio_table import NO_TIME, AudioTable, Counter, SampleClock, end_trim, skipped
+from .audio_table import NO_TIME, NOT_HEARD, AudioTable, PacketNotes, SampleClock, end_trim
 from .control import Control
-from .source import Source
+from .mp4_boxes import plain_mp4_size
+from .source import Source, demux
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -27,6 +30,8 @@ __all__ = ["READ_ON", "AudioPackets", "NumberedPacket"]
 READ_ON = 64
 # How many packets earlier a seek is tried that led too far.
 _SEEK_BACK = (0, 16, 256)
+# Packets that are read at both ends of an MP4 file whose header lists them all.
+_READ_AT_ENDS = 16
 # Codecs that have checksums which FFmpeg does not look at unless told so.
 _CHECKED = frozenset({"flac"})
 
@@ -63,6 +68,8 @@ class AudioPackets:
     def __init__(self, source: Source, stream_index: int | None) -> None:
         self.source = source
         self.control: Control | None = None
+        self.notes: PacketNotes | None = None
+        """Of all packets, if they were read together with another stream's."""
         self._requested_stream = stream_index
         self._forget()
         container, stream = self.open()
@@ -109,7 +116,7 @@ class AudioPackets:
         if stream.codec_context.name in _CHECKED:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self._container, self._stream = container, stream
-        self._packets, self._at_opening = container.demux(stream), True
+        self._packets, self._at_opening = demux(container, stream), True
         return container, stream
 
     def _choose_stream(self, container: InputContainer) -> AudioStream:
@@ -154,7 +161,7 @@ class AudioPackets:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_container", "_stream", "_packets", "_held", "control"):
+        for name in ("_container", "_stream", "_packets", "_held", "control", "notes"):
             state[name] = None
         state["opening"] = []
         return state
@@ -174,19 +181,14 @@ class AudioPackets:
             return packet
         if self.control is not None:
             self.control.check()
-        while True:
-            assert self._packets is not None
-            try:
-                for found in self._packets:
-                    if found.size:
-                        return found
-            except av.FFmpegError as error:
-                self.damage = f"the file breaks off: {error.strerror}"
-            except IndexError:  # PyAV, of a stream that begins on the way; reading goes on behind it
-                container, stream = self.opened()
-                self._packets = container.demux(stream)
-                continue
-            return None
+        assert self._packets is not None
+        try:
+            for found in self._packets:
+                if found.size:
+                    return found
+        except av.FFmpegError as error:
+            self.damage = f"the file breaks off: {error.strerror}"
+        return None
 
     def keep_opening(self, found: list[NumberedPacket]) -> None:
         """Give ``found``, the packets read since the source was opened, once more when they are asked for."""
@@ -196,12 +198,9 @@ class AudioPackets:
         """Packets from number ``begin`` on, which ``table`` has if it is not 0."""
         if begin and table is not None:
             self._go_to(begin, table)
-        elif not self._at_opening or self._pid != os.getpid():
-            self.open()
-        self._at_opening = False
-        opening, self.opening = self.opening, []
-        yield from opening
-        del opening
+            self._at_opening = False
+        else:
+            yield from self._opening_again()
         while (packet := self.next()) is not None:
             self._held = self.next()
             number, self._order = self._order, self._order + 1
@@ -209,42 +208,95 @@ class AudioPackets:
         self._note_shortage()
         yield NumberedPacket(max(self._order - 1, 0), None, True)
 
+    def _opening_again(self) -> list[NumberedPacket]:
+        """Go to the beginning; the packets that were read already are given up, to be given first."""
+        if not self._at_opening or self._pid != os.getpid():
+            self.open()
+        self._at_opening = False
+        opening, self.opening = self.opening, []
+        return opening
+
     def table(
-        self, counter: Counter, clock: SampleClock, first_packet: int, first_pts: int, rate: int
+        self,
+        codec: str,
+        first_count: int,
+        sample_bytes: int,
+        clock: SampleClock,
+        first_packet: int,
+        first_pts: int,
+        rate: int,
     ) -> AudioTable:
-        """Read all packets and tabulate which samples they give, without decoding.
+        """Tabulate which samples all packets give, without decoding: read them, unless they are known.
 
         Parameters
         ----------
-        counter : callable
-            As :func:`samples_counter` gives it.
-        clock : SampleClock
-            At the stream's start.
-        first_packet, first_pts : int
-            The packet that gives sample 0, and when that is heard.
+        codec : str
+            FFmpeg's canonical name.
+        first_count, sample_bytes, clock, first_packet, first_pts
+            As for :meth:`PacketNotes.table`.
         rate : int
             Samples per second.
+
+        Raises
+        ------
+        DecodeError, DecodeTimeoutError, Cancelled
         """
-        table = AudioTable()
-        left = 0  # samples that are still to be skipped
-        for step in self.numbered(0, None):
-            packet, number, count = step.packet, step.number, 0
-            if packet is None:
-                continue
-            if number >= first_packet:
-                count = counter(packet)
-                ahead, behind = skipped(packet)
-                left = ahead if packet.is_discard else left + ahead
-                gone = min(left, count)
-                left = 0 if packet.is_discard else left - gone
-                count = max(0, count - gone - behind)
-                limit = end_trim(packet, rate, "mp4" in self.formats) if step.is_last else None
-                count = count if limit is None else min(count, limit)
-            pts = first_pts if number <= first_packet else packet.pts
-            start, dropped = clock.place(NO_TIME if pts is None else pts, count)
-            table.append(packet, start, count - dropped)
-        table.end, table.damage = clock.next, self.damage
+        notes = self.notes or self._notes_by_header(codec, first_packet) or self._notes_by_reading(codec)
+        self.notes = None
+        is_mp4 = "mp4" in self.formats
+        limit = None if notes.last is None else end_trim(notes.last, rate, is_mp4)
+        table = notes.table(first_count, sample_bytes, clock, first_packet, first_pts, limit)
+        table.damage = self.damage
         return table
+
+    def _notes_by_reading(self, codec: str) -> PacketNotes:
+        """Of all packets."""
+        notes = PacketNotes(codec)
+        for step in self._opening_again():
+            if step.packet is not None:
+                notes.note(step.packet)
+        while (packet := self.next()) is not None:
+            notes.note(packet)
+        self._order = len(notes)
+        self._note_shortage()
+        return notes
+
+    def _notes_by_header(self, codec: str, first_packet: int) -> PacketNotes | None:
+        """Of all packets of an MP4 file, which its header lists; None where that may not be the whole truth.
+
+        The first and the last packets are read, for what the header lacks: samples to skip, a length.
+        """
+        if "mp4" not in self.formats or not (codec == "aac" or codec.startswith("pcm_")):
+            return None  # others are parsed, and may be split, or tell their samples in their content
+        entries = self.opened()[1].index_entries
+        count = len(entries)
+        size = plain_mp4_size(self.source) if count > 4 * (first_packet + _READ_AT_ENDS) else None
+        if size is None:
+            return None
+        notes = PacketNotes(codec)
+        for number, entry in enumerate(entries):
+            position, length = entry.pos, entry.size
+            if length <= 0 or position <= 0 or position + length > size:
+                return None
+            notes.pts.append(entry.timestamp)
+            notes.position.append(position)
+            notes.size.append(length)
+            if entry.is_discard:
+                notes.trims[number] = NOT_HEARD
+        if any(map(operator.ge, notes.pts, notes.pts[1:])):
+            return None
+        head = first_packet + _READ_AT_ENDS
+        found = [step.packet for step in itertools.islice(self.numbered(0, None), head)]
+        tail = count - _READ_AT_ENDS
+        if notes.pts[head] <= 0 or not notes.check(0, found) or not self.seek(notes.pts[tail]):
+            return None
+        found = []
+        while (packet := self.next()) is not None:
+            found.append(packet)
+        self._order = count
+        if len(found) < _READ_AT_ENDS or not notes.check(count - len(found), found):
+            return None
+        return notes
 
     def seek(self, time: int) -> bool:
         """Go to a packet at or before ``time``, in the stream's units, whose number is not known."""
@@ -255,7 +307,7 @@ class AudioPackets:
             container.seek(time, stream=stream)
         except av.FFmpegError:
             return False
-        self._packets = container.demux(stream)
+        self._packets = demux(container, stream)
         self._held, self.damage, self.opening, self._at_opening = None, None, [], False
         return True
 

@@ -27,7 +27,16 @@ from mmcore.errors import DecodeError, UnsupportedError
 
 from .audio_blocks import WHOLE_RANGE, BlockPacker, Samples
 from .audio_packets import READ_ON, AudioPackets, NumberedPacket
-from .audio_table import NO_TIME, AudioTable, Counter, SampleClock, end_trim, samples_counter, skipped
+from .audio_table import (
+    NO_TIME,
+    AudioTable,
+    Counter,
+    PacketNotes,
+    SampleClock,
+    end_trim,
+    samples_counter,
+    skipped,
+)
 from .control import Control
 from .source import Source
 
@@ -38,7 +47,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
 
-__all__ = ["AudioReader", "Gap"]
+__all__ = ["NEAR_SECONDS", "AudioReader", "Gap"]
 
 # Packets to decode before the first one wanted, for codecs of bounded memory. MP3's reservoir is in bytes.
 _LEAD_IN = {"alac": 0, "flac": 0, "adpcm_ima_wav": 0, "adpcm_ms": 0, "vorbis": 2, "mp3": 3}
@@ -54,7 +63,7 @@ _RAW_FORMATS = frozenset({"flac"})
 # Seconds of pieces that are kept, for a read that goes on just before where another one ended.
 _KEPT_SECONDS = 2
 # Without a table, this far is decoded on rather than sought.
-_NEAR_SECONDS = 10
+NEAR_SECONDS = 10
 
 
 @dataclass(slots=True)
@@ -96,6 +105,8 @@ class AudioReader:
         What to read.
     stream_index : int or None
         Number of the stream in the file; None for the one FFmpeg thinks best.
+    notes : PacketNotes, optional
+        Of all its packets, if they are known.
 
     Raises
     ------
@@ -103,7 +114,7 @@ class AudioReader:
         If the source has no such stream, or nothing of it can be decoded.
     """
 
-    def __init__(self, source: Source, stream_index: int | None) -> None:
+    def __init__(self, source: Source, stream_index: int | None, notes: PacketNotes | None = None) -> None:
         self._table: AudioTable | None = None
         self._may_retry = False
         self._likely_stop = 0
@@ -117,6 +128,7 @@ class AudioReader:
         self._decoder_name: str = codec.codec.name
         self.time_base: Fraction = stream.time_base or Fraction(1, codec.sample_rate or 1)
         self._learn()
+        self._file.notes = notes
 
     @property
     def origin(self) -> Fraction:
@@ -219,6 +231,10 @@ class AudioReader:
             told = self.opened()[1].duration
             return self._last_arithmetic(max((told or 0) - 1, 0)) or self._last_arithmetic(0)
         return self.table(control).end
+
+    def damage(self, control: Control) -> str | None:
+        """Why the stream ends early, if it does and its container tells; read as ``num_samples`` is."""
+        return None if self._arithmetic else self.table(control).damage
 
     def blocks(
         self, start: int, stop: int | None, control: Control, gaps: list[Gap], *, at_once: bool = False
@@ -326,7 +342,13 @@ class AudioReader:
                 self._decode_table()
             else:
                 self._table = self._file.table(
-                    counter, self._clock(), self.first_packet, self.first_pts, self.sample_rate
+                    self.codec_name,
+                    self._untrimmed,
+                    self._sample_bytes if self.codec_name.startswith("pcm_") else 0,
+                    self._clock(),
+                    self.first_packet,
+                    self.first_pts,
+                    self.sample_rate,
                 )
         assert self._table is not None
         return self._table
@@ -359,7 +381,7 @@ class AudioReader:
                 self._pieces = self._run_arithmetic(start)
             else:
                 first = 0
-                if start > _NEAR_SECONDS * self.sample_rate or self._table is not None:
+                if start > NEAR_SECONDS * self.sample_rate or self._table is not None:
                     first = self.table(control).packet_of(start)
                 self._pieces = self._run(first)
         pieces, kept = self._pieces, self._kept
@@ -385,7 +407,7 @@ class AudioReader:
         if start <= reached:
             return True
         if self._table is None or self._arithmetic:
-            return start - reached < (1 if self._arithmetic else _NEAR_SECONDS) * self.sample_rate
+            return start - reached < (1 if self._arithmetic else NEAR_SECONDS) * self.sample_rate
         return self._begin(self._table.packet_of(start))[0] <= last.number + READ_ON
 
     def _begin(self, first: int) -> tuple[int, int]:

@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, TypeAlias
 from mmcore import _core
 from mmcore.errors import DecodeError
 
+from .source import demux
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from .shared_pass import SharedPass
 
 __all__ = [
     "DROPPABLE",
@@ -192,7 +196,7 @@ def decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Video
     import av
 
     decode = stream.codec_context.decode
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets, None)
@@ -218,7 +222,9 @@ def _rate(stream: VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
 
 
-def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> FrameIndex:
+def build_index(
+    opened: Opened, reopen: Callable[[], Opened], name: str, shared: SharedPass | None = None
+) -> FrameIndex:
     """Read every packet of a stream and tabulate its frames.
 
     Parameters
@@ -229,6 +235,8 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
         Gives a fresh pair, for streams that must be decoded to be known.
     name : str
         Of the source, for messages.
+    shared : SharedPass, optional
+        What else to find on the way.
 
     Raises
     ------
@@ -253,7 +261,7 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     pictures, counts = array("H"), array("B")
     keys: list[int] = []
     hidden: set[int] = set()
-    packets = container.demux(stream)
+    packets = demux(container, stream) if shared is None else shared.demux(container, stream)
     try:
         for packet in packets:
             size = packet.size
@@ -287,6 +295,11 @@ def build_index(opened: Opened, reopen: Callable[[], Opened], name: str) -> Fram
     samples = len(stream.index_entries) if "mp4" in formats else stream.frames if "avi" in formats else 0
     if damage is None and len(pts) < samples:
         damage = f"{samples - len(pts)} of {samples} samples lie beyond its end"
+    if shared is not None:
+        # A file that breaks off may do so sooner for one stream than for another.
+        last_key = keys[-1] if keys else -1
+        if not shared.finish(container, stream, pts, last_key, damage):
+            return build_index(reopen(), reopen, name)
     if damage is not None and incomplete:
         hidden.add(len(pts) - 1)  # cut off in the middle, and nothing after it needs it
     if not pts:

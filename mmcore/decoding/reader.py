@@ -21,13 +21,15 @@ from .index import NO_TIME as _NO_TIME
 from .index_cache import IndexCache
 from .plan import NO_END, SEEK_COST, Piece, make_pieces
 from .route import PacketStream, Route
-from .source import Source
+from .source import Source, demux
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from .shared_pass import SharedPass
 
 __all__ = ["FrameReader"]
 
@@ -76,6 +78,8 @@ class FrameReader:
         Build the exact index now; otherwise compute one from the header.
     cache : IndexCache, optional
         Where the exact index is kept between runs.
+    shared : SharedPass, optional
+        What else to find while the index is built.
 
     Raises
     ------
@@ -90,6 +94,7 @@ class FrameReader:
         num_threads: int,
         exact: bool,
         cache: IndexCache | None = None,
+        shared: SharedPass | None = None,
     ) -> None:
         self.source = source
         self.num_threads = num_threads
@@ -110,7 +115,7 @@ class FrameReader:
             return
         self._index = None if cache is None else cache.load(self.stream_index)
         if self._index is None:
-            self._index = build_index(opened, self._open, source.name)
+            self._index = build_index(opened, self._open, source.name, shared)
             self._check_length()
             if cache is not None:
                 cache.save(self.stream_index, self._index)
@@ -437,16 +442,16 @@ class FrameReader:
             for time in dict.fromkeys(times):
                 try:
                     self.container.seek(time, stream=self.stream)
-                    packets = PacketStream(self.container.demux(self.stream))
+                    packets = PacketStream(demux(self.container, self.stream))
                     if self._skip_to(order, packets):
                         return packets
                 except av.FFmpegError:
                     continue
         container, stream = self._open()
-        packets = PacketStream(container.demux(stream))
+        packets = PacketStream(demux(container, stream))
         if order and not self._skip_to(order, packets):
             container, stream = self._open()
-            return PacketStream(container.demux(stream))
+            return PacketStream(demux(container, stream))
         return packets
 
     def _skip_to(self, order: int, packets: PacketStream) -> bool:
@@ -569,7 +574,7 @@ class FrameReader:
         if self._frames is None or target < self._next:
             self._frames, self._next, self._error = None, 0, None
             container, stream = self._open()
-            self._frames = self._decode(container.demux(stream))
+            self._frames = self._decode(demux(container, stream))
         for frame in self._frames:
             self._next += 1
             if self._next > target:
@@ -599,7 +604,7 @@ class FrameReader:
                     container.seek(start, stream=stream)
                 except av.FFmpegError:
                     continue
-            self._frames = self._decode(container.demux(stream))
+            self._frames = self._decode(demux(container, stream))
             frame, is_first = self._decode_from_time(want)
             landed_late = is_first and frame is not None and frame.pts is not None and frame.pts > want + step
             if frame is not None and (start is None or not landed_late):

@@ -16,8 +16,10 @@ from mmcore.errors import DecodeError, UnsupportedError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
 
-__all__ = ["Source", "passing_interrupts"]
+__all__ = ["Source", "demux", "passing_interrupts"]
 
 # Demuxers that open further files or connections named by the content of the first one.
 _INDIRECT = frozenset({"applehttp", "concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sap", "sdp"})
@@ -237,6 +239,13 @@ class Source:
                 f"{self.name}: a decoder of a file object cannot be pickled; give it the path or the bytes"
             )
         return self.__dict__.copy()
+
+
+def demux(container: InputContainer, stream: Stream) -> Iterator[Packet[Any]]:
+    """Packets of a stream, then one without content, which brings its decoder to an end."""
+    # That is the end as well: where another stream began on the way, PyAV may look for it in vain.
+    with contextlib.suppress(IndexError):
+        yield from container.demux(stream)
 
 
 def _skip_element(content: bytes, start: int) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, overload
 
-from mmcore.errors import DecodeError, UnsupportedError
+from mmcore.errors import DecodeError, MMCoreError, UnsupportedError
 
 from .arguments import integer, number_of_seconds
 from .source import Source, passing_interrupts
@@ -20,8 +20,9 @@ from .text_segment import TextSegment, TextStreamMetadata
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
 
-__all__ = ["TextDecoder"]
+__all__ = ["TextDecoder", "choose_text_stream", "read_text_stream"]
 
 
 class TextDecoder(Sequence[TextSegment]):
@@ -89,6 +90,7 @@ class TextDecoder(Sequence[TextSegment]):
         encoding: str | None = None,
         markup: bool = False,
         network: bool = False,
+        _embedded: tuple[list[TextSegment], TextStreamMetadata] | MMCoreError | None = None,
     ) -> None:
         if stream_index is not None:
             stream_index = integer("stream_index", stream_index)
@@ -107,7 +109,7 @@ class TextDecoder(Sequence[TextSegment]):
             if is_subtitle_file(source):
                 self._read_lone_file(source, stream_index, language, sidecar)
             elif sidecar is None or sidecar is False:
-                self._read_embedded(source, stream_index, language, look_beside=sidecar is None)
+                self._read_embedded(source, stream_index, language, _embedded, look_beside=sidecar is None)
             elif stream_index is not None:
                 raise ValueError("stream_index, sidecar: give one of them, a stream or the file beside it")
             else:
@@ -165,29 +167,26 @@ class TextDecoder(Sequence[TextSegment]):
             forced=sidecar is not None and sidecar.forced,
             encoding=encoding,
             damage=damage,
-            **self._extent(),
+            **_extent(self._segments),
         )
 
     def _read_embedded(
-        self, source: Source, stream_index: int | None, language: str | None, *, look_beside: bool
+        self,
+        source: Source,
+        stream_index: int | None,
+        language: str | None,
+        found: tuple[list[TextSegment], TextStreamMetadata] | MMCoreError | None,
+        *,
+        look_beside: bool,
     ) -> None:
         try:
-            with source.open(probe=False) as container:
-                stream = self._choose(container, stream_index, language)
-                found = read_segments(container, stream, encoding=self._encoding, markup=self._markup)
-                self._segments, damage = found
-                self.metadata = TextStreamMetadata(
-                    stream_index=stream.index,
-                    path=None,
-                    codec=stream.codec_context.codec.canonical_name,
-                    language=_language(stream),
-                    title=stream.metadata.get("title"),
-                    default=bool(int(stream.disposition) & 1),
-                    forced="forced" in _flags(stream),
-                    encoding=None,
-                    damage=damage,
-                    **self._extent(),
-                )
+            if isinstance(found, MMCoreError):
+                raise found
+            if found is None:
+                with source.open(probe=False) as container:
+                    stream = choose_text_stream(container, self._name, stream_index, language)
+                    found = read_text_stream(container, stream, encoding=self._encoding, markup=self._markup)
+            self._segments, self.metadata = found
         except (DecodeError, UnsupportedError):
             path = source.local_path
             if not look_beside or stream_index is not None or path is None:
@@ -198,41 +197,6 @@ class TextDecoder(Sequence[TextSegment]):
         else:
             return
         self._read_file(Source(sidecars[0].path), sidecars[0], _begin(source))
-
-    def _choose(self, container: InputContainer, number: int | None, language: str | None) -> Any:
-        streams: list[Any] = list(container.streams)
-        held = "; ".join(_describe(stream) for stream in streams) or "none"
-        if number is not None:
-            if not 0 <= number < len(streams):
-                raise ValueError(f"stream_index: {self._name} has no stream {number}; its streams: {held}")
-            if streams[number].type != "subtitle":
-                raise ValueError(
-                    f"stream_index: stream {number} of {self._name} is no text stream; its streams: {held}"
-                )
-            if language is not None and not language_match(language, _language(streams[number])):
-                raise ValueError(
-                    f"stream_index, language: stream {number} of {self._name} is not in {language!r};"
-                    f" its streams: {held}"
-                )
-            _check_text(streams[number], self._name)
-            return streams[number]
-        subtitles = [stream for stream in streams if stream.type == "subtitle"]
-        wanted = "" if language is None else f" in the language {language!r}"
-        if language is not None:
-            subtitles = [s for s in subtitles if language_match(language, _language(s))]
-        if not subtitles:
-            raise DecodeError(f"{self._name}: holds no text stream{wanted}; its streams: {held}")
-        best = min(subtitles, key=lambda stream: _rank(stream, language))
-        _check_text(best, self._name)
-        return best
-
-    def _extent(self) -> dict[str, Any]:
-        segments = self._segments
-        return {
-            "num_segments": len(segments),
-            "begin_stream_seconds": segments[0].start if segments else None,
-            "end_stream_seconds": max(s.end for s in segments) if segments else None,
-        }
 
     # --- the segments
 
@@ -305,6 +269,73 @@ class TextDecoder(Sequence[TextSegment]):
             bisect_right(self._latest_end, start), bisect_left(self._segments, start, key=lambda s: s.start)
         )
         return [s for s in self._segments[first:last] if s.end > start or s.start >= start]
+
+
+def choose_text_stream(container: InputContainer, name: str, number: int | None, language: str | None) -> Any:
+    """The text stream of the file ``name`` that is asked for, as :class:`TextDecoder` says.
+
+    Raises
+    ------
+    DecodeError, UnsupportedError, ValueError
+    """
+    streams: list[Any] = list(container.streams)
+    held = "; ".join(_describe(stream) for stream in streams) or "none"
+    if number is not None:
+        if not 0 <= number < len(streams):
+            raise ValueError(f"stream_index: {name} has no stream {number}; its streams: {held}")
+        if streams[number].type != "subtitle":
+            raise ValueError(
+                f"stream_index: stream {number} of {name} is no text stream; its streams: {held}"
+            )
+        if language is not None and not language_match(language, _language(streams[number])):
+            raise ValueError(
+                f"stream_index, language: stream {number} of {name} is not in {language!r};"
+                f" its streams: {held}"
+            )
+        _check_text(streams[number], name)
+        return streams[number]
+    subtitles = [stream for stream in streams if stream.type == "subtitle"]
+    wanted = "" if language is None else f" in the language {language!r}"
+    if language is not None:
+        subtitles = [s for s in subtitles if language_match(language, _language(s))]
+    if not subtitles:
+        raise DecodeError(f"{name}: holds no text stream{wanted}; its streams: {held}")
+    best = min(subtitles, key=lambda stream: _rank(stream, language))
+    _check_text(best, name)
+    return best
+
+
+def read_text_stream(
+    container: InputContainer,
+    stream: Any,
+    packets: Sequence[Packet[Any]] | None = None,
+    *,
+    encoding: str | None,
+    markup: bool,
+) -> tuple[list[TextSegment], TextStreamMetadata]:
+    """Segments and properties of a stream of an open media file; ``packets``: all of it, if read before."""
+    segments, damage = read_segments(container, stream, packets, encoding=encoding, markup=markup)
+    metadata = TextStreamMetadata(
+        stream_index=stream.index,
+        path=None,
+        codec=stream.codec_context.codec.canonical_name,
+        language=_language(stream),
+        title=stream.metadata.get("title"),
+        default=bool(int(stream.disposition) & 1),
+        forced="forced" in _flags(stream),
+        encoding=None,
+        damage=damage,
+        **_extent(segments),
+    )
+    return segments, metadata
+
+
+def _extent(segments: list[TextSegment]) -> dict[str, Any]:
+    return {
+        "num_segments": len(segments),
+        "begin_stream_seconds": segments[0].start if segments else None,
+        "end_stream_seconds": max(s.end for s in segments) if segments else None,
+    }
 
 
 def _language(stream: Any) -> str | None:

@@ -25,10 +25,14 @@ SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 # Parts of a file's name between the video's name and the ending, beside the language.
 _FLAGS = frozenset({"cc", "default", "forced", "hi", "sdh"})
 _HEAD = 8192
-_WEBVTT = re.compile(rb"\s*WEBVTT\b")
-_ASS = re.compile(rb"^\s*(\[Script Info\]|\[Events\]|Dialogue:)", re.MULTILINE | re.IGNORECASE)
+_SIGNS = {  # by FFmpeg's name of the format
+    "webvtt": re.compile(r"\A\s*WEBVTT\b", re.ASCII),
+    "ass": re.compile(r"^\s*(\[Script Info\]|\[Events\]|Dialogue:)", re.ASCII | re.MULTILINE | re.IGNORECASE),
+    "srt": re.compile(r"^\s*-?\d+:\d+:\d+[,.]\d+\s*-->\s*-?\d+:\d", re.ASCII | re.MULTILINE),
+}
+# No text holds them; the containers of media begin with some, and may hold a subtitle file's header behind.
+_BINARY = re.compile(r"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 _BELOW_ZERO = re.compile(r"(?<![\w:])-\d+:\d+:\d+[,.]\d+(?=[ \t]*-->)|(?<=--> )-\d+:\d+:\d+[,.]\d+")
-_SRT = re.compile(rb"^\s*-?\d+:\d+:\d+[,.]\d+\s*-->\s*-?\d+:\d", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class Sidecar:
     default: bool = False
 
 
-def _format(content: bytes) -> str | None:
-    """FFmpeg's name of the format, whatever the encoding: its signs are ASCII, UTF-16 pads them with NULs."""
-    signs = content.lstrip(b"\xef\xbb\xbf\xff\xfe\0").replace(b"\0", b"").replace(b"\r", b"\n")
-    if _WEBVTT.match(signs):
-        return "webvtt"
-    if _ASS.search(signs):
-        return "ass"
-    return "srt" if _SRT.search(signs) else None
+def _format(head: str) -> str | None:
+    """FFmpeg's name of the format of a text, of which only text lies before the first sign of it."""
+    head = head.lstrip("\ufeff").replace("\0", "").replace("\r", "\n")
+    for name, sign in _SIGNS.items():
+        found = sign.search(head)
+        if found and not _BINARY.search(head, 0, found.start()):
+            return name
+    return None
 
 
 def _is_named_as_one(source: Source) -> bool:
@@ -58,7 +62,7 @@ def _is_named_as_one(source: Source) -> bool:
 def is_subtitle_file(source: Source) -> bool:
     """Whether the source is an SRT, WebVTT, ASS or SSA file, by its content or its path's ending."""
     try:
-        return _is_named_as_one(source) or _format(source.read(_HEAD)) is not None
+        return _is_named_as_one(source) or _format(decode_text(source.read(_HEAD))[0]) is not None
     except DecodeError:  # what cannot be read, as a URL: opening it as media will tell
         return False
 
@@ -80,7 +84,7 @@ def open_subtitle_file(source: Source, encoding: str | None) -> tuple[InputConta
         raise DecodeError(f"{source.name}: is not in the encoding {encoding!r}: {error}") from error
     # FFmpeg ends a text at a NUL, and knows no other line ends
     text = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
-    format = _format(text[:_HEAD].encode("utf-8", "replace"))
+    format = _format(text[:_HEAD])
     if format == "srt":
         text = _BELOW_ZERO.sub("00:00:00,000", text)  # FFmpeg overlooks the sign
     if format is None and text.strip():

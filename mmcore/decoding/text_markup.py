@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["event_text", "plain_text"]
+__all__ = ["event_text", "plain_text", "trimmed"]
 
 _TOKEN = re.compile(
     r"""
@@ -21,6 +21,9 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _SIGNS = {"\\{": "{", "\\{{}": "{", "\\}": "}", "\\\u2060": "\\", "\\N": "\n", "\\n": " ", "\\h": " "}
+# SubRip cannot escape: a word joiner keeps what stands before it from being markup, and an empty line from
+# ending the cue.
+_KEPT_IN_SUBRIP = re.compile(r"([{<])\u2060|(?<=\\N)\u2060(?=\\N)")
 _DRAWING = re.compile(r"\\p(\d+)")
 
 
@@ -33,20 +36,24 @@ def event_text(event: str) -> str | None:
     return fields[8].rstrip("\r\n\0") if len(fields) == 9 else None
 
 
-def plain_text(markup: str, *, comments: bool) -> str:
+def plain_text(markup: str, codec: str) -> str:
     r"""The words of an ASS event's text: no overrides, no drawings, line breaks as line feeds.
 
     Parameters
     ----------
     markup : str
-    comments : bool
-        Whether braces without a backslash hold a comment, as in ASS; elsewhere they are text.
+    codec : str
+        FFmpeg's name of the format it comes from: braces without a backslash hold a comment in "ass", and are
+        text elsewhere.
 
     Examples
     --------
-    >>> plain_text(r"{\i1}Well{\i0},{aside}\Nyes", comments=True)
+    >>> plain_text(r"{\i1}Well{\i0},{aside}\Nyes", "ass")
     'Well,\nyes'
     """
+    comments = codec == "ass"
+    if codec == "subrip":
+        markup = _KEPT_IN_SUBRIP.sub(lambda kept: {"{": "\\{", "<": "<", None: ""}[kept[1]], markup)
     parts: list[str] = []
     position, drawing = 0, False
     for match in _TOKEN.finditer(markup):
@@ -63,4 +70,9 @@ def plain_text(markup: str, *, comments: bool) -> str:
             drawing = int(modes[-1]) > 0
     if not drawing:
         parts.append(markup[position:])
-    return "\n".join(line.strip() for line in "".join(parts).splitlines()).strip()
+    return trimmed("".join(parts))
+
+
+def trimmed(text: str) -> str:
+    """The text without space around it and its lines."""
+    return "\n".join(line.strip() for line in text.splitlines()).strip()

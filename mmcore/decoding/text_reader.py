@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from .source import demux
 from .text_encoding import decode_text
-from .text_markup import event_text, plain_text
+from .text_markup import event_text, plain_text, trimmed
 from .text_segment import TextSegment
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ _PTS_ROUNDING, _LONGEST_CAPTION = 1e-3, 3600.0
 def read_segments(
     container: InputContainer,
     stream: Any,
+    found: Sequence[Any] | None = None,
     *,
     encoding: str | None = None,
     markup: bool = False,
@@ -36,6 +39,8 @@ def read_segments(
         At its beginning; it is read to its end.
     stream : SubtitleStream
         With a decoder that gives text.
+    found : sequence of Packet, optional
+        All packets of the stream, if they were read before: the file is not read then.
     encoding : str or None
         Of the packets' text; None for UTF-8, and what :func:`decode_text` finds if it is not.
     markup : bool
@@ -47,15 +52,16 @@ def read_segments(
     import av
     from av.stream import Discard
 
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all  # their packets need not even be read
+    if found is None:
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all  # their packets need not even be read
     shift = file_begin or 0.0
-    comments = stream.codec_context.codec.canonical_name == "ass"
+    codec = stream.codec_context.codec.canonical_name
     cues: list[tuple[float, float | None, str]] = []
     lost: list[str] = []
     broken: str | None = None
-    packets = container.demux(stream)
+    packets = demux(container, stream) if found is None else iter(found)
     while True:
         try:
             packet = next(packets, None)
@@ -70,18 +76,26 @@ def read_segments(
             for start, end, event in _decode(stream, packet, encoding):
                 if end is None and file_begin is not None and not packet.duration:
                     end = start
-                text = event if markup else plain_text(event, comments=comments)
-                if text.strip():
-                    cues.append((start + shift, None if end is None else end + shift, text))
+                if markup:
+                    text = event
+                elif codec == "mov_text":  # knows no markup in the text, of which FFmpeg escapes none
+                    text = trimmed(decode_text(_mov_text(packet), encoding)[0].replace("\0", ""))
+                else:
+                    text = plain_text(event, codec)
+                cues.append((start + shift, None if end is None else end + shift, text))
         except (av.FFmpegError, UnicodeError) as error:
             why = error.strerror if isinstance(error, av.FFmpegError) else str(error)
             lost.append(f"{float(packet.pts * stream.time_base) + shift:.6g} s: {why}")
+    with suppress(av.FFmpegError, UnicodeError):
+        for start, _, event in _kept_to_the_end(stream):
+            cues.append((start + shift, None, event if markup else plain_text(event, codec)))
     cue = "1 cue" if len(lost) == 1 else f"{len(lost)} cues"
     damage = f"{cue} could not be decoded, the first at {lost[0]}" if lost else None
     if broken:
         damage = broken if damage is None else f"{damage}; {broken}"
     duration = container.duration
     last = 0.0 if duration is None else (duration + (container.start_time or 0)) / av.time_base + shift
+    cues = [cue for cue in cues if cue[2].strip()]
     return sorted(_with_ends(cues, last), key=lambda s: (s.start, s.end)), damage
 
 
@@ -128,20 +142,37 @@ def _decode(stream: Any, packet: Any, encoding: str | None) -> Iterator[tuple[fl
         end = start + shown / 1000
     if end is not None and end < start:
         end = None
+    yield start, end, _text(events)
+
+
+def _kept_to_the_end(stream: Any) -> Iterator[tuple[float, None, str]]:
+    """As :func:`_decode`, the caption that no packet ended."""
+    import av
+
+    events = stream.codec_context.decode2(av.Packet())
+    if events is not None:
+        yield events.pts / av.time_base, None, _text(events)
+
+
+def _text(events: Any) -> str:
     texts = [event_text(rect.ass.decode("utf-8", "replace")) for rect in events.rects]
     if None in texts:
         raise UnicodeError("its text is no event")
-    yield start, end, r"\N".join(text for text in texts if text)
+    return r"\N".join(text for text in texts if text)
+
+
+def _mov_text(packet: Any) -> bytes:
+    """The text of a sample, without the styles behind it."""
+    content = bytes(packet)
+    return content[2 : 2 + int.from_bytes(content[:2], "big")]
 
 
 def _recoded(stream: Any, packet: Any, encoding: str | None) -> Any:
     """The packet with its text in UTF-8; without mov_text's styles, which count bytes of the old text."""
     import av
 
-    content = bytes(packet)
     counted = stream.codec_context.codec.canonical_name == "mov_text"
-    if counted:
-        content = content[2 : 2 + int.from_bytes(content[:2], "big")]
+    content = _mov_text(packet) if counted else bytes(packet)
     recoded = decode_text(content, encoding)[0].encode("utf-8", "replace")
     if counted:
         recoded = recoded[: (1 << 16) - 1]

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -21,6 +20,7 @@ from mmcore.ops.planes import check_device, prepare_out
 
 from .arguments import elements, integer, number_of_seconds, timeout_seconds
 from .decoder_team import DecoderTeam
+from .fork_safe_lock import ForkSafeLock
 from .frame import Frame, FrameBatch, FrameTimes
 from .index import FrameIndex
 from .index_cache import index_cache
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
     from mmcore.ops.frame_batch_builder import FrameBatchBuilder
+
+    from .shared_pass import SharedPass
 
 __all__ = ["VideoDecoder"]
 
@@ -119,6 +121,7 @@ class VideoDecoder:
         on_error: str = "raise",
         index: str | os.PathLike[str] | None = None,
         network: bool = False,
+        _shared: SharedPass | None = None,
     ) -> None:
         check_device(device)
         if seek_mode not in ("exact", "approximate"):
@@ -140,13 +143,13 @@ class VideoDecoder:
         self._on_error = on_error
         self._metadata: VideoStreamMetadata | None = None
         self._closed = False
-        self._reset_lock()
+        self._lock = ForkSafeLock()
         source = Source(source, network=network)
         self._name = source.name
         exact = seek_mode == "exact"
         cache = index_cache(source, index) if exact else None
         with passing_interrupts():
-            self._reader = FrameReader(source, stream_index, 1, exact, cache)
+            self._reader = FrameReader(source, stream_index, 1, exact, cache, _shared)
         self._team = DecoderTeam(self._reader, num_threads)
 
     # --- the stream
@@ -500,29 +503,14 @@ class VideoDecoder:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_lock"], state["_lock_pid"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset_lock()
-
     # --- the work
 
     @property
     def _index(self) -> FrameIndex:
         return self._reader.index
 
-    def _reset_lock(self) -> None:
-        self._lock = threading.RLock()
-        self._lock_pid = os.getpid()
-
     @contextlib.contextmanager
     def _locked(self) -> Iterator[FrameIndex]:
-        if self._lock_pid != os.getpid():
-            self._reset_lock()  # a thread of the parent may have held the lock when the process forked
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self._name}: the decoder is closed")

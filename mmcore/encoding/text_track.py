@@ -128,10 +128,12 @@ class TextTrack:
         if self._codec == "webvtt":
             return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").encode()
         if self._codec == "ass":
-            # as FFmpeg escapes it: braces hold the format's own tags
-            line = re.sub(r"[{}\\]", r"\\\g<0>", text).replace("\n", "\\N")
+            # as FFmpeg escapes it: a word joiner keeps a backslash from being one of markup
+            line = text.replace("\\", "\\\u2060").replace("{", "\\{{}").replace("\n", "\\N")
             return f"{self._count},0,Default,,0,0,0,,{line}".encode()
-        return text.encode()
+        # SubRip cannot escape: the same is done for its tags, and for lines that would end the cue
+        text = re.sub(r"[\\{<]", "\\g<0>\u2060", text).strip()
+        return re.sub(r"\n[^\S\n]*(?=\n)", "\n\u2060", text).encode()
 
 
 def _one_at_a_time(cues: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

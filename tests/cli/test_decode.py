@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -252,6 +253,26 @@ def test_a_file_that_breaks_off_is_told(run: Any, tmp_path: Path, cached_media: 
     assert run("decode", path, "-o", tmp_path / "out.pt").stderr == ""
 
 
+def test_sound_that_breaks_off(run: Any, tmp_path: Path) -> None:
+    path, cut = tmp_path / "whole.mka", tmp_path / "cut.mka"
+    samples = torch.randint(-(2**15), 2**15, (2, 48000)) / 2**15
+    mmcore.encode(path, audio=samples, sample_rate=48000, audio_codec="flac", sample_format="s16")
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for ending in ("safetensors", "pt", "npz"):
+        result = run("decode", cut, "-o", tmp_path / f"out.{ending}")
+        assert result.exit_code == 0, result.output
+        tensors, _ = load(tmp_path / f"out.{ending}")
+        count = tensors["audio"].shape[1]
+        assert 20_000 < count < 28_000
+        assert torch.equal(tensors["audio"], samples[:, :count])
+        assert f"warning: {cut}: its sound breaks off at {count / 48000:.3f} s" in result.stderr
+    (told,) = json.loads(run("info", cut, "--json").output)["audio"]
+    assert "bytes lie beyond the file's end" in told["damage"]
+    assert "bytes lie beyond" in " ".join(run("info", cut).output.split())
+    assert json.loads(run("info", path, "--json").output)["audio"][0]["damage"] is None
+    assert run("decode", cut, "-o", tmp_path / "part.pt", "--stop", "0.3").stderr == ""
+
+
 def test_a_result_larger_than_memory_is_refused(run: Any, clip: SampleClip, tmp_path: Path) -> None:
     if not Path("/proc/meminfo").exists():
         pytest.skip("free memory is known on Linux only")
@@ -379,6 +400,35 @@ def test_a_broken_sound_stream(run: Any, tmp_path: Path, clip: SampleClip) -> No
     assert facts["video"][0]["num_frames"] == 60
     assert "error" in facts["audio"][0]
     assert run("info", broken).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_damaged_packets(kind: str, run: Any, tmp_path: Path, clip: SampleClip) -> None:
+    content = bytearray(Path(clip.path).read_bytes())
+    with av.open(str(clip.path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(**{kind: 0}) if p.size]
+    for position, size in packets[20:30]:
+        assert position is not None
+        content[position : position + size] = b"\xff" * size
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content)
+    facts = json.loads(run("info", broken, "--json").output)
+    assert facts["video"][0]["num_frames"] == 60
+    assert "error" not in facts["audio"][0]
+    assert facts["subtitles"][0]["num_segments"] == 2
+    whole, _, _ = decoded(run, tmp_path, clip.path)
+    if kind == "audio":
+        tensors, metadata, result = decoded(run, tmp_path, broken)
+        assert torch.equal(tensors["frames"], whole["frames"])
+        assert "cannot be decoded is silent: 0.4" in result.stderr
+        assert metadata["audio"]["gaps"]
+    else:
+        failed = run("decode", broken, "-o", tmp_path / "none.pt")
+        assert (failed.exit_code, failed.stdout) == (1, "")
+        assert "cannot be decoded" in failed.stderr
+        tensors, metadata, _ = decoded(run, tmp_path, broken, "--no-video")
+        assert torch.equal(tensors["audio"], whole["audio"])
+    assert len(metadata["text"]["segments"]) == 2
 
 
 def test_pictures_without_decoder(run: Any, tmp_path: Path, clip: SampleClip) -> None:

@@ -105,6 +105,17 @@ def test_what_is_not_there(run: Any, tmp_path: Path, cached_media: Any) -> None:
     assert "words.vtt" in shown.output
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "latin-1"])
+def test_a_subtitle_file_of_any_encoding(encoding: str, run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "words.de.srt"
+    path.write_bytes("1\n00:00:01,000 --> 00:00:02,000\ngrün\n".encode(encoding))
+    facts = json.loads(run("info", path, "--json").output)
+    assert facts["container"]["format"] == "srt"
+    (words,) = facts["subtitles"]
+    assert (words["num_segments"], words["language"]) == (1, "de")
+    assert words["encoding"] == {"utf-16": "utf-16-le", "latin-1": "cp1252"}.get(encoding, encoding)
+
+
 def test_tables(run: Any, clip: SampleClip) -> None:
     result = run("info", clip.path)
     assert result.exit_code == 0, result.output

@@ -6,6 +6,7 @@ import io
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,43 @@ def test_damaged_sound_costs_the_sound_alone(events: Path, tmp_path: Path) -> No
     assert read_clip(broken, 1.6, 1.9).errors == {}
 
 
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+@pytest.mark.parametrize("rate", [None, 16000])
+def test_a_file_that_breaks_off_gives_what_it_has(name: str, rate: int | None, tmp_path: Path) -> None:
+    path = write_events(tmp_path / name, audio="flac")
+    if name.endswith("mp4"):
+        path = in_front(path)
+    content = path.read_bytes()
+    cut = content[: len(content) * 3 // 4]
+    clip = read_clip(cut, 0.0, SECONDS, audio={"sample_rate": rate})
+    assert clip.mask[0, :2].tolist() == [True, True]
+    assert list(clip.errors) == ["audio"]
+    assert clip.audio is not None
+    assert clip.video is not None
+    whole = read_clip(content, 0.0, SECONDS, audio={"sample_rate": rate})
+    count = clip.audio.data.shape[1] - 100  # resampling looks ahead
+    assert count > 0.5 * (rate or RATE)
+    assert torch.allclose(clip.audio.data[:, :count], whole.audio.data[:, :count], atol=1e-5)  # type: ignore[union-attr]
+    with pytest.raises(DecodeError):
+        read_clip(cut, 0.0, SECONDS, audio={"sample_rate": rate}, text=False, strict=True)
+    end = clip.audio.pts_seconds + clip.audio.duration_seconds
+    assert read_clip(cut, 0.0, end, audio={"sample_rate": rate}).errors == {}
+
+
+def in_front(path: Path) -> Path:
+    """The same packets with the index before them."""
+    import av
+
+    target = path.with_name("front.mp4")
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as out:
+        copies = {s.index: out.add_stream_from_template(s) for s in source.streams if s.type != "subtitle"}
+        for packet in source.demux():
+            if packet.size and packet.stream.index in copies:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+    return target
+
+
 def test_damaged_pictures_cost_the_pictures_alone(events: Path, tmp_path: Path) -> None:
     import av
 
@@ -344,6 +382,19 @@ def test_ranges_beyond_the_file(events: Path) -> None:
     for start, stop in ((3.0, 4.0), (-5.0, -1.0), (100.0, None)):
         with pytest.raises(ValueError, match=r"no range of the file, which lasts from 0.0 to 2"):
             read_clip(events, start, stop)
+
+
+def test_before_the_first_sound_of_an_mp3_file(tmp_path: Path) -> None:
+    """LAME's delay of 1105 samples is not heard: sound begins at 0.023 s."""
+    path = write_events(tmp_path / "a.mp3", video=None, audio="mp3", text=False)
+    clip = read_clip(path, 0.0, 0.1)
+    assert clip.audio is not None
+    assert clip.audio.pts_seconds == pytest.approx(1105 / RATE, abs=1e-5)
+    assert clip.stop - clip.start == 0.1
+    assert clip.align(100).mask[0, :, 1].tolist() == [False] * 2 + [True] * 8
+    with pytest.raises(ValueError, match=r"no range of the file, which lasts from 0\.023"):
+        read_clip(path, 0.0, 0.01)
+    assert read_clip(path, None, 0.1).start == clip.audio.pts_seconds
 
 
 @pytest.mark.parametrize("at", [0.0, 0.65, 2.0])
@@ -453,6 +504,24 @@ def test_reader_is_reused_pickled_and_closed(events: Path) -> None:
         reader.read(0.0, 1.0)
     sent = pickle.loads(pickle.dumps(first[0]))
     assert sent.text == first[0].text
+
+
+def test_threads_share_a_reader(events: Path) -> None:
+    """What a clip's augmentation sets up is not that of another thread's clip."""
+    augment = Augment(speed=(0.8, 1.25), horizontal_flip=0.5, brightness=0.4)
+    options = {"video": {"num_frames": 3}, "audio": {"sample_rate": 16000}}
+
+    def same(clip: mmcore.Clip, other: mmcore.Clip) -> bool:
+        assert clip.video is not None
+        assert clip.audio is not None
+        return torch.equal(clip.video.data, other.video.data) and torch.equal(
+            clip.audio.data, other.audio.data
+        )  # type: ignore[union-attr]
+
+    with ClipReader(events, **options) as reader, ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda seed: reader.read(0.4, 1.0, augment=augment, seed=seed), range(12))
+        for seed, clip in enumerate(found):
+            assert same(clip, read_clip(events, 0.4, 1.0, augment=augment, seed=seed, **options))
 
 
 def test_only_what_is_asked_for_is_opened(events: Path, tmp_path: Path) -> None:

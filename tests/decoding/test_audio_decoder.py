@@ -493,6 +493,8 @@ def test_files_that_break_off(name: str, tmp_path: Path) -> None:
     assert torch.equal(part.data, whole.data[:, RATE : 2 * RATE])
     held = AudioDecoder(tmp_path / name, on_error="silence").get_all_samples()
     assert 2 * RATE < len(held) < 3 * RATE
+    assert decoder.damage
+    assert AudioDecoder(source).damage is None
     assert torch.equal(held.data[:, : 2 * RATE], whole.data[:, : 2 * RATE])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from media import number_of, remux, write_video
+from media import number_of, numbers_of, remux, write_video
 
 import mmcore
 
@@ -145,6 +145,31 @@ def test_recording_that_starts_anywhere(
     assert len(decoder) == len(expected)
     assert all(map(torch.equal, decoder, expected))
     assert torch.equal(decoder[len(expected) // 2], expected[len(expected) // 2])
+
+
+def test_a_stream_that_begins_on_the_way(tmp_path: Path) -> None:
+    """Behind what FFmpeg looks at to find a file's streams, and before its end: PyAV raises IndexError."""
+    silent = write_video(tmp_path / "silent.ts")
+    with_sound = tmp_path / "sound.ts"
+    mmcore.encode(
+        with_sound, frames=torch.zeros(5, 3, 96, 128), fps=25, audio=torch.zeros(9600), sample_rate=48000
+    )
+    padding = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 34_000
+    path = tmp_path / "joined.ts"
+    path.write_bytes(
+        silent.read_bytes() + padding + with_sound.read_bytes() + padding[: 188 * 8000] + silent.read_bytes()
+    )
+    for mode in ("exact", "approximate"):
+        with mmcore.VideoDecoder(path, seek_mode=mode) as decoder:
+            assert number_of(decoder[3].data) == 3
+    with mmcore.VideoDecoder(path) as decoder:
+        assert len(decoder) == 85
+        assert numbers_of(decoder[-40:]) == numbers_of(decoder[:40]) == list(range(40))
+    clip = mmcore.read_clip(path)
+    assert clip.modalities == ("video", "audio", "text")
+    assert clip.mask.tolist() == [[True, False, False]]
+    with pytest.raises(mmcore.DecodeError, match="no text stream"):
+        mmcore.TextDecoder(path)
 
 
 def test_sources_agree(clip: Path) -> None:

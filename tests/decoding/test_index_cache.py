@@ -25,9 +25,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     built: list[str] = []
     build = reader_module.build_index
 
-    def counted(opened: Any, reopen: Any, name: str) -> Any:
+    def counted(opened: Any, reopen: Any, name: str, *others: Any) -> Any:
         built.append(name)
-        return build(opened, reopen, name)
+        return build(opened, reopen, name, *others)
 
     monkeypatch.setattr(reader_module, "build_index", counted)
     return built

@@ -98,6 +98,21 @@ def test_closed_captions_are_shown_when_they_are_meant_to(tmp_path: Path) -> Non
     decoder = TextDecoder(path)
     assert decoder.metadata.codec == "eia_608"
     assert list(decoder) == [TextSegment(0, 0.5, "HELLO"), TextSegment(1.5, 1.8, "TWO")]
+    # one that nothing ends lasts as long as the file
+    path = write_subtitled(tmp_path / "open.mov", [("mov_text", cues[:3], {})], counted=False)
+    path.write_bytes(path.read_bytes().replace(b"text", b"c608"))
+    assert list(TextDecoder(path)) == [TextSegment(0, 0.5, "HELLO"), TextSegment(1.5, 2.0, "TWO")]
+
+
+def test_mov_text_is_taken_as_it_is(tmp_path: Path) -> None:
+    cues = [
+        (0, 0.5, rb"a\Nb {\i1}c"),
+        (0.5, 0.5, b"\xfe\xff" + "d\ne".encode("utf-16-be")),
+        (1, 0.5, b"\xe9t\xe9"),
+    ]
+    path = write_subtitled(tmp_path / "a.mp4", [("mov_text", cues, {})])
+    assert texts(TextDecoder(path)) == [r"a\Nb {\i1}c", "d\ne", "été"]
+    assert texts(TextDecoder(path, markup=True))[1] == r"d\Ne"
 
 
 def test_a_cue_without_end_stays_until_the_next(tmp_path: Path) -> None:
@@ -373,9 +388,9 @@ def test_inputs_stay_open_and_as_they_are(many_streams: Path) -> None:
     ],
 )
 def test_plain_text(markup: str, plain: str) -> None:
-    assert plain_text(markup, comments=False) == plain_text(markup, comments=True) == plain
-    assert plain_text("a{b}c", comments=False) == "a{b}c"
-    assert plain_text("a{b}c", comments=True) == "ac"
+    assert plain_text(markup, "webvtt") == plain_text(markup, "ass") == plain
+    assert plain_text("a{b}c", "webvtt") == "a{b}c"
+    assert plain_text("a{b}c", "ass") == "ac"
 
 
 def test_languages() -> None:

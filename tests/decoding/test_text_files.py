@@ -53,6 +53,20 @@ intro
 """
 
 
+def test_a_media_file_that_holds_such_a_header_is_none(tmp_path: Path) -> None:
+    """Matroska has the headers of its ASS tracks at its beginning."""
+    path = tmp_path / "film.mkv"
+    mmcore.encode(path, text=[(1, 2, "words")], text_codec="ass")
+    head = path.read_bytes()[:8192]
+    assert b"[Script Info]" in head
+    assert list(TextDecoder(path)) == [TextSegment(1, 2, "words")]
+    assert TextDecoder(path).metadata.stream_index == 0
+    with pytest.raises(DecodeError, match="cannot be opened as a media file"):
+        TextDecoder(b"\x1aE\xdf\xa3\n" + ASS_HEAD.encode())
+    # what is text before the sign of a format, and binary behind it, is a subtitle file
+    assert texts(TextDecoder(b"; made by hand\n" + srt([(1, 2, "a\x03b\x1a")]).encode())) == ["a\x03b\x1a"]
+
+
 def test_webvtt_file() -> None:
     decoder = TextDecoder(VTT.encode())
     assert list(decoder) == [TextSegment(1, 2, "Hi & bye <3"), TextSegment(3600, 3601.5, "late")]
