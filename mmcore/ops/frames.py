@@ -49,10 +49,12 @@ def frames_to_tensor(
     transform : FrameTransform, optional
         What to do; None gives full-size uint8 RGB.
     out : Tensor, optional
-        Contiguous CPU tensor of the result's shape and dtype to write into; it must not overlap the planes.
+        Contiguous tensor of the result's shape and dtype to write into, on the planes' device (else on the
+        CPU); it must not overlap the planes.
         None: recycled memory (see :func:`mmcore.set_output_pool_limit`).
     device : str or torch.device
-        Only "cpu".
+        Only "cpu", for frames of PyAV. Planes are converted where they lie, on the CPU or on a CUDA device;
+        there on torch's current stream, without waiting, by kernels that a CUDA graph can hold.
 
     Returns
     -------
