@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "frames.h"
+#include "frames_output.h"
 
 namespace py = pybind11;
 
@@ -39,8 +40,6 @@ class DeviceTables {
 using PlaneList = std::vector<std::pair<std::uintptr_t, std::int64_t>>;
 // (tables, [(pointer, pitch in bytes) per plane], slot)
 using FrameArgs = std::tuple<const DeviceTables*, PlaneList, std::int32_t>;
-// as in register_frames.cpp
-using Output = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int>;
 
 std::vector<mmcore::cuda::Frame> frames_of(const std::vector<FrameArgs>& args) {
   std::vector<mmcore::cuda::Frame> frames;
@@ -85,15 +84,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       [](const std::vector<FrameArgs>& args, const Output& o, std::uintptr_t scratch, std::uintptr_t stream,
          int method) {
         const std::vector<mmcore::cuda::Frame> frames = frames_of(args);
-        mmcore::OutputDesc out;
-        out.data = reinterpret_cast<void*>(std::get<0>(o));
-        out.frame_stride = static_cast<std::ptrdiff_t>(std::get<1>(o));
-        out.channel_stride = static_cast<std::ptrdiff_t>(std::get<2>(o));
-        out.row_stride = static_cast<std::ptrdiff_t>(std::get<3>(o));
-        out.pixel_stride = static_cast<std::ptrdiff_t>(std::get<4>(o));
-        out.patch_size = std::get<5>(o);
-        out.temporal_patch_size = std::get<6>(o);
-        out.merge_size = std::get<7>(o);
+        const mmcore::OutputDesc out = output_desc(o);
         py::gil_scoped_release release;
         mmcore::cuda::frames_to_tensor(frames, out, reinterpret_cast<void*>(scratch), stream,
                                        static_cast<mmcore::cuda::Method>(method));

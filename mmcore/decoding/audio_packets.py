@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmcore.errors import DecodeError, UnsupportedError
-
 from .audio_table import NO_TIME, NOT_HEARD, AudioTable, PacketNotes, SampleClock, end_trim
 from .control import Control
 from .mp4_boxes import plain_mp4_size
-from .source import Source, demux
+from .source import Source, choose_stream, demux
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -103,7 +101,7 @@ class AudioPackets:
             container.close()
             container = self.source.open()
         try:
-            stream = self._choose_stream(container)
+            stream = choose_stream(container, "audio", self._requested_stream, self.source.name)
         except BaseException:
             container.close()
             raise
@@ -118,30 +116,6 @@ class AudioPackets:
         self._container, self._stream = container, stream
         self._packets, self._at_opening = demux(container, stream), True
         return container, stream
-
-    def _choose_stream(self, container: InputContainer) -> AudioStream:
-        streams = container.streams
-        held = ", ".join(f"{s.index} ({s.type})" for s in streams) or "none"
-        number = self._requested_stream
-        stream: Any
-        if number is None:
-            stream = streams.best("audio")
-            if stream is None:
-                raise DecodeError(f"{self.source.name}: holds no audio stream; its streams: {held}")
-        elif not 0 <= number < len(streams):
-            raise ValueError(f"stream_index: {self.source.name} has no stream {number}; its streams: {held}")
-        else:
-            stream = streams[number]
-            if stream.type != "audio":
-                raise ValueError(
-                    f"stream_index: stream {number} of {self.source.name} is no audio stream;"
-                    f" its streams: {held}"
-                )
-        if stream.codec_context is None:
-            raise UnsupportedError(
-                f"{self.source.name}: stream {stream.index}: PyAV's FFmpeg has no decoder for its codec"
-            )
-        return stream  # type: ignore[no-any-return]
 
     def opened(self) -> tuple[InputContainer, AudioStream]:
         """The open container and stream, opened now if need be."""

@@ -21,7 +21,7 @@ from .index import NO_TIME as _NO_TIME
 from .index_cache import IndexCache
 from .plan import NO_END, SEEK_COST, Piece, make_pieces
 from .route import PacketStream, Route
-from .source import Source, demux
+from .source import Source, choose_stream, demux
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -170,7 +170,7 @@ class FrameReader:
             container.close()
             container = self.source.open()
         try:
-            stream = self._choose_stream(container)
+            stream = choose_stream(container, "video", self._requested_stream, self.source.name)
         except BaseException:
             container.close()
             raise
@@ -195,30 +195,6 @@ class FrameReader:
         if index is not None and stream.codec_context.name == "h264":
             codec = stream.codec_context
             codec.reorder_depth = max(codec.reorder_depth, min(index.reorder_depth, _MAX_REORDER_DEPTH))
-
-    def _choose_stream(self, container: InputContainer) -> VideoStream:
-        streams = container.streams
-        held = ", ".join(f"{s.index} ({s.type})" for s in streams) or "none"
-        number = self._requested_stream
-        stream: Any
-        if number is None:
-            stream = streams.best("video")
-            if stream is None:
-                raise DecodeError(f"{self.source.name}: holds no video stream; its streams: {held}")
-        elif not 0 <= number < len(streams):
-            raise ValueError(f"stream_index: {self.source.name} has no stream {number}; its streams: {held}")
-        else:
-            stream = streams[number]
-            if stream.type != "video":
-                raise ValueError(
-                    f"stream_index: stream {number} of {self.source.name} is no video stream;"
-                    f" its streams: {held}"
-                )
-        if stream.codec_context is None:
-            raise UnsupportedError(
-                f"{self.source.name}: stream {stream.index}: PyAV's FFmpeg has no decoder for its codec"
-            )
-        return stream  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Release the file and the decoder; a later read opens them again."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
 
-__all__ = ["Source", "demux", "passing_interrupts"]
+__all__ = ["Source", "choose_stream", "demux", "passing_interrupts"]
 
 # Demuxers that open further files or connections named by the content of the first one.
 _INDIRECT = frozenset({"applehttp", "concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sap", "sdp"})
@@ -239,6 +239,37 @@ class Source:
                 f"{self.name}: a decoder of a file object cannot be pickled; give it the path or the bytes"
             )
         return self.__dict__.copy()
+
+
+def choose_stream(container: InputContainer, kind: str, number: int | None, name: str) -> Any:
+    """The "video" or "audio" stream of the file ``name`` with this number; the best one for None.
+
+    Raises
+    ------
+    DecodeError
+        If it holds none.
+    UnsupportedError
+        If there is no decoder for it.
+    ValueError
+        If the number is none of such a stream.
+    """
+    streams: Any = container.streams
+    held = ", ".join(f"{s.index} ({s.type})" for s in streams) or "none"
+    if number is None:
+        stream = streams.best(kind)
+        if stream is None:
+            raise DecodeError(f"{name}: holds no {kind} stream; its streams: {held}")
+    elif not 0 <= number < len(streams):
+        raise ValueError(f"stream_index: {name} has no stream {number}; its streams: {held}")
+    else:
+        stream = streams[number]
+        if stream.type != kind:
+            raise ValueError(
+                f"stream_index: stream {number} of {name} is no {kind} stream; its streams: {held}"
+            )
+    if stream.codec_context is None:
+        raise UnsupportedError(f"{name}: stream {stream.index}: PyAV's FFmpeg has no decoder for its codec")
+    return stream
 
 
 def demux(container: InputContainer, stream: Stream) -> Iterator[Packet[Any]]:
