@@ -97,7 +97,7 @@ class FrameReader:
         shared: SharedPass | None = None,
     ) -> None:
         self.source = source
-        self.num_threads = num_threads
+        self.num_threads = self._codec_threads = num_threads
         self._requested_stream = stream_index
         self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
         # packet numbers [first, end) that lack a reference, and why
@@ -130,7 +130,8 @@ class FrameReader:
     def twin(self, num_threads: int) -> FrameReader:
         """Another decoder of the same stream; it opens the source at its first read."""
         other = FrameReader.__new__(FrameReader)
-        other.__setstate__({**self.__getstate__(), "num_threads": num_threads})
+        threads = {"num_threads": num_threads, "_codec_threads": num_threads}
+        other.__setstate__({**self.__getstate__(), **threads})
         return other
 
     def _check_length(self) -> None:
@@ -158,6 +159,7 @@ class FrameReader:
         self._route = Route(iter(()), reads_on=True)
         self._error: str | None = None
         self._damage: list[tuple[int, int]] = []  # packet numbers: [damaged, next that needs none before)
+        self._is_unsure = False  # whether frame threads met damage, of which they tell some packets late
         self._pid = os.getpid()
 
     # --- opening and closing
@@ -182,8 +184,8 @@ class FrameReader:
                 with contextlib.suppress(AttributeError):
                     other.discard = discard.all  # the demuxer then need not read them
         codec = stream.codec_context
-        codec.thread_count = self.num_threads
-        codec.thread_type = "FRAME" if self.num_threads > 1 else "NONE"
+        codec.thread_count = self._codec_threads
+        codec.thread_type = "FRAME" if self._codec_threads > 1 else "NONE"
         self._set_reorder_depth(stream)
         self.container, self.stream = container, stream
         _open_readers.add(self)
@@ -336,13 +338,25 @@ class FrameReader:
             self._start(piece.sync)
         frame = self._decode_to(want)
         if frame is None:
-            # Pictures that lead an open group's key frame, and gradual refreshes, need an earlier start.
-            planned, self._route = self._route, Route(iter(()), reads_on=True)
-            for start in dict.fromkeys(max(piece.sync - back, 0) for back in _STEPS_BACK):
+            planned = self._route
+            if self._is_unsure:
+                self.close()
+                self._codec_threads = 1
+            # First by itself, so that whether it can be had does not depend on what else is read: beside what
+            # follows, damage there may keep it from coming. Pictures that lead an open group's key frame, and
+            # gradual refreshes, need an earlier start.
+            (own,) = make_pieces(index, [target])
+            self._route = Route(iter((own,)), reads_on=False, index=index)
+            next(iter(self._route))
+            earlier = dict.fromkeys(max(piece.sync - back, 0) for back in _STEPS_BACK)
+            alone = True
+            for start in (own.sync, *earlier):
                 self._start(start)
                 frame = self._decode_to(want)
                 if frame is not None:
                     break
+                alone = False
+                self._route = Route(iter(()), reads_on=True)
             else:
                 reason = self._error or "no frame comes out of the decoder for its time"
                 self._broken += [(first, whole, reason) for first, whole in self._damage]
@@ -350,6 +364,9 @@ class FrameReader:
                 self._frames = None  # its position is unknown: the next read seeks
                 self._route = planned
                 return self._lost_frame(target)
+            if alone:
+                self._frames = None  # it was brought to an end; what follows starts anew
+                self._route = Route(iter(()), reads_on=True)
         self._next = target + 1
         return frame
 
@@ -368,6 +385,7 @@ class FrameReader:
             pts = frame.pts
             if pts == want:
                 if frame.is_corrupt:
+                    self._is_unsure = self._codec_threads > 1
                     self._error = "the decoder reports it damaged"
                     return None
                 return None if self._damage and self._is_damaged(want) else frame
@@ -495,6 +513,9 @@ class FrameReader:
             try:
                 frames = decode(packet)
             except av.FFmpegError as error:
+                if self._codec_threads > 1:
+                    self._is_unsure = True
+                    return
                 self._note_damage(number, error)
                 continue
             yield from frames
@@ -533,6 +554,7 @@ class FrameReader:
         try:
             return self.stream.codec_context.decode(None)
         except av.FFmpegError:
+            self._is_unsure = self._codec_threads > 1
             return []
 
     def _note_damage(self, number: int, error: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -123,6 +124,31 @@ def test_one_bad_packet_of_no_importance_costs_one_frame(cached_media: Callable,
     assert (~batch.valid).nonzero().flatten().tolist() == [target]
     kept = [i for i in range(60) if i != target]
     assert torch.equal(batch.data[kept], expected[:][kept])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_what_is_lost_does_not_depend_on_threads(codec: str, cached_media: Callable, tmp_path: Path) -> None:
+    """Frame threads tell errors late; groups that are read apart end before the next one's damage."""
+    options = {"bf": "2"}
+    whole = cached_media(
+        f"{codec}.mkv", lambda p: write_video(p, codec=codec, num_frames=60, options=options)
+    )
+    content, path, lost = whole.read_bytes(), tmp_path / "damaged.mkv", 0
+    for seed in range(12):
+        draw, damaged = random.Random(seed), bytearray(content)
+        for _ in range(draw.choice((1, 3, 10))):
+            damaged[draw.randrange(800, len(content) * 9 // 10)] = draw.randrange(256)
+        path.write_bytes(damaged)
+        batches = []
+        for threads in (1, 2, 3):
+            with VideoDecoder(path, on_error="skip", num_threads=threads) as decoder:
+                batches.append(decoder.get_frames_in_range(0, len(decoder)))
+        valid = [[True] * len(b.data) if b.valid is None else b.valid.tolist() for b in batches]
+        lost += valid[0].count(False)
+        for batch, good in zip(batches[1:], valid[1:], strict=True):
+            assert good == valid[0], seed
+            assert torch.equal(batch.data, batches[0].data), seed
+    assert lost
 
 
 def test_wrong_policy(clip: Path) -> None:
