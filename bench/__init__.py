@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "sparse", "frames", "fusion", "losses", "log_mel")
+SUITES = ("decode", "sparse", "frames", "fusion", "losses", "log_mel", "system")
 
 
 def run(
@@ -31,9 +31,10 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "sparse", "frames", "fusion", "losses", "log_mel"}
+    suite : {"decode", "sparse", "frames", "fusion", "losses", "log_mel", "system"}
         "decode": files to tensors, end to end. "sparse": some frames of files, and opening them. "frames":
         the frames op alone. "fusion", "losses": that op, forward and backward. "log_mel": that op.
+        "system": a training step, from files to gradients.
     plot, json : None or path
         PNG plot and JSON record to write.
     quick : bool
@@ -77,6 +78,7 @@ def run(
         bench_log_mel,
         bench_losses,
         bench_sparse,
+        bench_system,
         report,
         timing,
     )
@@ -100,6 +102,10 @@ def run(
         )
     elif suite == "log_mel":
         result = bench_log_mel.run(
+            quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
+        )
+    elif suite == "system":
+        result = bench_system.run(
             quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     elif suite in ("fusion", "losses"):

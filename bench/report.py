@@ -58,6 +58,7 @@ def table(result: dict[str, Any]) -> None:
         "fusion": _step_tables,
         "losses": _step_tables,
         "log_mel": _log_mel_table,
+        "system": _system_table,
     }
     tables[result["suite"]](result, console)
     for name, reason in result["absent"].items():
@@ -376,6 +377,79 @@ def _log_mel_plot(result: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
+_PART_SHADES = {"read": "#0b6e4f", "encoders": "#9aa5b1", "fusion": "#e0b062", "heads and losses": "#b5533c"}
+
+
+def _system_table(result: dict[str, Any], console: Any) -> None:
+    from rich.table import Table
+
+    t = Table(
+        title=f"One training step, files to gradients, ms, {result['threads']} thread(s), {result['clock']} "
+        f"clock, median of {result['rounds']} interleaved rounds (quartiles); parts forward and backward"
+    )
+    for column in ("case", "on", "", *_PART_SHADES, "step", "eager / mmcore"):
+        t.add_column(column, justify="left" if column in ("case", "on", "") else "right")
+    for row in result["rows"]:
+        low, middle, high = row["eager_over_ours"]
+        for name, parts in row["parts_ms"].items():
+            whole = sum(parts.values())
+            ours = name == "mmcore"
+            t.add_row(
+                row["case"] if ours else "",
+                row["device"] if ours else "",
+                name,
+                *(f"{_ms(parts[part])} ({parts[part] / whole:.0%})" for part in _PART_SHADES),
+                f"{row['ms'][name][1]:.0f} ({row['ms'][name][0]:.0f}-{row['ms'][name][2]:.0f})",
+                f"{middle:.2f} ({low:.2f}-{high:.2f})" if ours else "",
+                style="bold green" if ours else None,
+            )
+    console.print(t)
+    if max(r["wall_over_cpu"] for r in result["rows"]) > 1.05 and result["clock"] == "wall":
+        console.print(
+            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
+        )
+
+
+def _system_plot(result: dict[str, Any], plt: Any) -> Any:
+    rows = result["rows"]
+    height = 0.95 * len(rows) + 1.7
+    figure, axis = plt.subplots(figsize=(11, height))
+    ticks = []
+    for i, row in enumerate(rows):
+        whole = sum(row["parts_ms"]["mmcore"].values())
+        for k, (name, parts) in enumerate(row["parts_ms"].items()):
+            at, left = 3 * i + k, 0.0
+            for part, colour in _PART_SHADES.items():
+                share = parts[part] / whole
+                axis.barh(at, share, left=left, height=0.86, color=colour, label=None if at else part)
+                left += share
+            axis.text(left, at, f" {row['ms'][name][1]:.0f} ms", va="center", fontsize=8.5, color=_QUIET)
+            ticks.append((at, f"{row['case']}, {row['device']}: mmcore" if k == 0 else name))
+    axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axis.set_ylim(3 * len(rows) - 1.4, -0.7)
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.06)
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        ncols=len(_PART_SHADES),
+        loc="upper left",
+        bbox_to_anchor=(0.006, 1 - 0.62 / height),
+    )
+    _titles(
+        figure,
+        height,
+        "One training step, files to gradients: times mmcore's step",
+        f"Parts forward and backward; {result['threads']} thread(s), {result['clock']} clock, medians of "
+        f"{result['rounds']} interleaved rounds.",
+        result,
+        lines=3,
+    )
+    return figure
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw a suite's plot as PNG."""
     import matplotlib
@@ -391,6 +465,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             "fusion": _step_plot,
             "losses": _step_plot,
             "log_mel": _log_mel_plot,
+            "system": _system_plot,
         }
         figure = draw[result["suite"]](result, plt)
         figure.savefig(path, dpi=130, facecolor="white")

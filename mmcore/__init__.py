@@ -5,7 +5,8 @@ Video files become model input tensors for little more than the bare decode: :cl
 with them: :class:`AudioDecoder`, :func:`log_mel` and :class:`TextDecoder`; :func:`read_clip` reads all of one
 moment, on one clock, and :func:`encode` writes it. Features of several modalities become one at the memory's
 speed: :func:`weighted_fusion` and :class:`mmcore.nn.WeightedFusion`. All heads' losses and gradients come in
-one pass: :func:`multi_task_loss` and :class:`mmcore.nn.MultiTaskLoss`.
+one pass: :func:`multi_task_loss` and :class:`mmcore.nn.MultiTaskLoss`. :mod:`mmcore.models` builds networks
+on these, :mod:`mmcore.recipes` trains them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mmcore.ops.tensor_to_planes import tensor_to_planes
 from mmcore.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from mmcore import clips, nn, samplers
+    from mmcore import clips, interop, models, nn, recipes, samplers
     from mmcore.clips import Clip, ClipBatch, collate_clips, read_clip
     from mmcore.decoding import (
         AudioDecoder,
@@ -110,13 +111,16 @@ __all__ = [
     "frames_to_tensor",
     "get_num_threads",
     "head_gram",
+    "interop",
     "log_mel",
+    "models",
     "multi_task_loss",
     "multi_task_value_and_grad",
     "nn",
     "output_pool_limit",
     "patches",
     "read_clip",
+    "recipes",
     "samplers",
     "set_num_threads",
     "set_output_pool_limit",
@@ -158,7 +162,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("clips", "nn", "samplers"):
+    if name in ("clips", "interop", "models", "nn", "recipes", "samplers"):
         return importlib.import_module(f"mmcore.{name}")
     module = _LAZY.get(name)
     if module is None:

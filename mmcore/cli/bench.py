@@ -24,6 +24,7 @@ class Suite(StrEnum):
     fusion = "fusion"
     losses = "losses"
     log_mel = "log_mel"
+    system = "system"
 
 
 class Clock(StrEnum):
@@ -39,7 +40,7 @@ def bench(
         typer.Argument(
             help="frames: the kernel alone; decode: files to tensors, with peers; sparse: some frames"
             " of files, with peers; fusion, losses: that op, forward and backward, with peers;"
-            " log_mel: that op, with peers."
+            " log_mel: that op, with peers; system: a training step from files to gradients."
         ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,

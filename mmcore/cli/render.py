@@ -65,7 +65,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted", 130)
         except BrokenPipeError:
             raise  # the reader of our output went away: typer ends quietly
-        except (MMCoreError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
+        except (MMCoreError, ImportError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
             if os.environ.get("MMCORE_DEBUG") == "1":
                 raise
             fail(str(error) or type(error).__name__)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmcore.cli.render import console, fail, warn
+from mmcore.cli.render import console, warn
 
 __all__ = ["speak"]
 
@@ -40,16 +40,13 @@ def speak(
     if subtitle and onto is None:
         raise typer.BadParameter("needs --onto", param_hint="--subtitle")
     said = " ".join((typer.get_text_stream("stdin").read() if text == "-" else text).split())
-    try:
-        from mmcore.recipes.speak import load
+    from mmcore.recipes.speak import load
 
-        speaker = load(model)
-        unheard = speaker.unheard(said)
-        if unheard:
-            warn(f"not among the words it was trained on, spoken as their phonemes say: {', '.join(unheard)}")
-        samples, sample_rate = speaker.speak(said, speed=speed)
-    except ImportError as error:
-        fail(str(error))
+    speaker = load(model)
+    unheard = speaker.unheard(said)
+    if unheard:
+        warn(f"not among the words it was trained on, spoken as their phonemes say: {', '.join(unheard)}")
+    samples, sample_rate = speaker.speak(said, speed=speed)
     if onto is None:
         mmcore.encode(output, audio=samples, sample_rate=sample_rate)
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmcore.cli.render import console, fail, key_value_table, warn
+from mmcore.cli.render import console, key_value_table, warn
 from mmcore.recipes import RECIPES
 
 __all__ = ["train"]
@@ -117,31 +117,28 @@ def train(
     given = {name: value for name, value in own.items() if value is not None}
     if recipe == "classify" and given:
         recipe = "folder"
-    try:
-        module = find(recipe)
-        accepted = inspect.signature(module.train).parameters
-        for name in given:
-            if name not in accepted:
-                option = "--" + name.replace("_", "-")
-                raise typer.BadParameter(f"the recipe {recipe} makes its own data", param_hint=option)
-        first = process_rank() == 0
-        with ExitStack() as stack:
-            # Of several processes one writes: what the others would write goes nowhere.
-            target = output if first else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            result = module.train(
-                target,
-                size=size.value,
-                backend=backend.value,
-                seed=seed,
-                steps=steps,
-                resume=resume,
-                device=device,
-                num_workers=workers,
-                progress=first,
-                **given,
-            )
-    except ImportError as error:
-        fail(str(error))
+    module = find(recipe)
+    accepted = inspect.signature(module.train).parameters
+    for name in given:
+        if name not in accepted:
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter(f"the recipe {recipe} makes its own data", param_hint=option)
+    first = process_rank() == 0
+    with ExitStack() as stack:
+        # Of several processes one writes: what the others would write goes nowhere.
+        target = output if first else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        result = module.train(
+            target,
+            size=size.value,
+            backend=backend.value,
+            seed=seed,
+            steps=steps,
+            resume=resume,
+            device=device,
+            num_workers=workers,
+            progress=first,
+            **given,
+        )
     if not first:
         return
     history = result.history
