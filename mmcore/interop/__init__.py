@@ -1,0 +1,1 @@
+"""mmcore inside other systems; each module needs the package it is named after."""
