@@ -166,16 +166,22 @@ class Source:
             options |= {"codec_whitelist": "none", "probesize": "4096"}
         # Metadata is often not the UTF-8 it should be; that is no reason to refuse a file.
         settings: dict[str, Any] = {"container_options": options, "metadata_errors": "replace"}
+        if self._path is not None:
+            is_url = self.network and not os.path.exists(self._path)
+            file: Any = self._path if is_url else "file:" + self._path
+        else:
+            in_memory = isinstance(self._object, bytes)
+            file = io.BytesIO(self._object) if in_memory else _FileObject(self._object, self.name)
+            settings["buffer_size"] = _OBJECT_BUFFER
         container: InputContainer
         try:
-            if self._path is not None:
-                is_url = self.network and not os.path.exists(self._path)
-                container = av.open(self._path if is_url else "file:" + self._path, **settings)
-            elif isinstance(self._object, bytes):
-                container = av.open(io.BytesIO(self._object), buffer_size=_OBJECT_BUFFER, **settings)
-            else:
-                file = _FileObject(self._object, self.name)
-                container = av.open(file, buffer_size=_OBJECT_BUFFER, **settings)
+            try:
+                container = av.open(file, **settings)
+            except av.ArgumentError:
+                # FFmpeg prefers its reader of numbered files, which is not allowed, for this kind alone.
+                if self._path is None or self.network or self._head_and_size()[0][:3] != b"\xff\xd8\xff":
+                    raise
+                container = av.open(file, format="jpeg_pipe", **settings)
         except av.FFmpegError as error:
             if not self.network and self._head_and_size()[0].lstrip().startswith(_PLAYLIST_HEADS):
                 raise UnsupportedError(

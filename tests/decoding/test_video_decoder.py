@@ -507,3 +507,17 @@ def test_times_stay_on_the_cpu(decoder: VideoDecoder) -> None:
     ):
         assert tensor.device.type == "cpu"
     assert batch.pts_seconds.tolist() == [0, 0.04, 0.08]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "webp", "gif"])
+def test_a_picture_is_a_video_of_one_frame(kind: str, tmp_path: Path) -> None:
+    """JPEG files are what FFmpeg would read with its reader of numbered files, which is not allowed."""
+    from PIL import Image
+
+    path = tmp_path / f"7.{kind}"
+    Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(path)
+    for source in (path, path.read_bytes()):
+        with VideoDecoder(source) as decoder:
+            assert len(decoder) == 1
+            assert decoder[0].shape == (3, 40, 60)
+            assert (decoder[0].int() - 128).abs().max() <= 2
