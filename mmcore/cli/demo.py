@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmcore.cli.demo_figure import Bar, DemoFigure
+from mmcore.cli.demo_training import missing_packages, results, train_smallest
 from mmcore.cli.info import collect
 from mmcore.cli.render import console, format_bytes, table
 from mmcore.cli.selection import spread
@@ -32,10 +33,13 @@ SPARSE = 8
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the clip and the picture.")
+        Path, typer.Option("--output", "-o", help="Folder for the clip, the picture and the model.")
     ] = Path("mmcore-demo"),
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Train a small network at the end, in a minute or two.")
+    ] = True,
 ) -> None:
-    """Render a clip, decode its pictures, sound and words, time that, and draw what came out."""
+    """Render a clip, decode its pictures, sound and words, time that, draw it, and train a small network."""
     import mmcore
     from mmcore.sample import write_sample
 
@@ -135,8 +139,35 @@ def demo(
         bars = [Bar(name, ways[key].milliseconds, ways[key].ratio) for key, name in names.items()]
         DemoFigure(clip, frames, transform, mels, settings, sound, words, bars).write(picture)
     _say(out, f"{picture}: pictures, log-mel and words on one time axis, the model's input, and the times.")
+    if train:
+        _train(out, output)
     out.print()
     _say(out, f"Next: mmcore info {path}, or mmcore decode --help.")
+
+
+def _train(out: Console, output: Path) -> None:
+    """Train the recipe classify at its smallest; without its packages, say what to install."""
+    _step(out, 7, "Train a network that sees, hears and reads")
+    missing = missing_packages()
+    if missing:
+        _say(out, f"Left out: it needs {' and '.join(missing)}. To have them: pip install 'mmcore[recipes]'")
+        return
+    folder = output / "classify"
+    _say(
+        out,
+        "Clips that show a handwritten digit, say another, and write what to do with the two are rendered,"
+        " then decoded again for every step of the training; a minute or two.",
+    )
+    result, seconds = _timed(lambda: train_smallest(folder))
+    history = result.history
+    _say(
+        out,
+        f"{len(history.steps)} steps; {seconds:.0f} s in all. Writers and voices that it never met:",
+    )
+    out.print(results(result))
+    _say(out, f"{result.report}: losses, confusions, what each modality contributes. Open it in a browser.")
+    example = folder / "clips" / "test" / "00000.mkv"
+    _say(out, f"Ask it: mmcore classify {example} --model {folder}")
 
 
 class Way:

@@ -60,7 +60,8 @@ def decode_text(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     except UnicodeDecodeError:
         text = content.decode("utf-8", "replace")
     damaged = text.count("\ufffd")
-    if sum(c > "\x7f" for c in text) > _DAMAGED_SHARE * damaged + damaged:
+    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    if beyond_ascii > _DAMAGED_SHARE * damaged + damaged:
         return text, "utf-8"
     try:
         return content.decode("cp1252"), "cp1252"

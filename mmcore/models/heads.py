@@ -10,8 +10,21 @@ from mmcore.models.features import Presets, masked_mean
 __all__ = ["ClassificationHead", "EmbeddingHead", "Head", "RegressionHead"]
 
 
+class GatedLinear(nn.Module):
+    """``silu(A x) * (B x)``, SwiGLU of Shazeer, "GLU Variants Improve Transformer" (2020)."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width_in, width_out)
+        self.value = nn.Linear(width_in, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) to (..., width_out)."""
+        return F.silu(self.gate(x)) * self.value(x)
+
+
 class Head(Presets):
-    """A linear layer, or two with GELU in between, on the features or on their mean over time.
+    """A linear layer, or two with something between them, on the features or on their mean over time.
 
     Parameters
     ----------
@@ -22,6 +35,8 @@ class Head(Presets):
     hidden : int, optional
         Width of a layer in between. What depends on two modalities together needs one: a sum of features
         alone holds no product of them.
+    gated : bool
+        That layer multiplies two linear maps (SwiGLU), which has such products at once; else it is a GELU.
     pool : bool
         Features over time (B, T, dim) become their mean first: (B, outputs). False: (B, T, outputs).
     dropout : float
@@ -29,16 +44,25 @@ class Head(Presets):
     """
 
     def __init__(
-        self, dim: int, outputs: int, *, hidden: int | None = None, pool: bool = True, dropout: float = 0.0
+        self,
+        dim: int,
+        outputs: int,
+        *,
+        hidden: int | None = None,
+        gated: bool = False,
+        pool: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"dim": dim, "outputs": outputs, "hidden": hidden}
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
-        self.config = {**sizes, "pool": pool, "dropout": dropout}
+        self.config = {**sizes, "gated": gated, "pool": pool, "dropout": dropout}
         self.pool = pool
-        between = [] if hidden is None else [nn.Linear(dim, hidden), nn.GELU()]
+        between: list[nn.Module] = []
+        if hidden is not None:
+            between = [GatedLinear(dim, hidden)] if gated else [nn.Linear(dim, hidden), nn.GELU()]
         self.layers = nn.Sequential(*between, nn.Dropout(dropout), nn.Linear(hidden or dim, outputs))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -141,7 +141,7 @@ def test_bench_runs_the_suite_it_finds(run: Any, tmp_path: Path, monkeypatch: py
 
 def test_demo(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmcore.cli.demo.ROUNDS", 1)
-    result = run("demo", "-o", tmp_path / "demo")
+    result = run("demo", "--no-train", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert "bit for bit those of step 2" in result.output
     assert "click at 0.500 s" in result.output
