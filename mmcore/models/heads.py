@@ -20,7 +20,7 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width_in) to (..., width_out)."""
-        return F.silu(self.gate(x)) * self.value(x)
+        return F.silu(self.gate(x)) * self.value(x)  # type: ignore[no-any-return]
 
 
 class Head(Presets):

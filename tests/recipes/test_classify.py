@@ -19,7 +19,16 @@ from mmcore.models import Contributions
 from mmcore.recipes import classify
 from mmcore.recipes.classify import training
 from mmcore.recipes.classify.clips import FRAMES, SECONDS, SIZE, ClipSpec, draw_frames, speak
-from mmcore.recipes.classify.dataset import INPUT_FRAMES, TASKS, ClipDataset, collate, inputs_of, read, render
+from mmcore.recipes.classify.dataset import (
+    INPUT_FRAMES,
+    INPUT_SIZE,
+    TASKS,
+    ClipDataset,
+    collate,
+    inputs_of,
+    read,
+    render,
+)
 from mmcore.recipes.classify.evaluation import evaluate, load_batches
 from mmcore.recipes.classify.network import build
 from mmcore.recipes.classify.sources import SPLITS, WRITER_BOUNDS, handwriting
@@ -153,7 +162,7 @@ def test_what_is_rendered_is_read(media: Path) -> None:
     dataset = ClipDataset(media / "test")
     assert len(dataset) == 8
     batch = collate([dataset[i] for i in range(8)])
-    assert batch.inputs["video"].shape == (8, INPUT_FRAMES, 4, 32, 32)
+    assert batch.inputs["video"].shape == (8, INPUT_FRAMES, 4, INPUT_SIZE, INPUT_SIZE)
     assert batch.inputs["audio"].shape[2] == 40
     assert batch.available.all()
     video = batch.inputs["video"][:, :, :3].flatten(1)

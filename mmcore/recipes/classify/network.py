@@ -24,7 +24,7 @@ _CLASSES = {"answer": len(ANSWERS), "seen": len(DIGITS), "heard": len(DIGITS), "
 
 
 def build(*, modality_dropout: float = 0.1) -> MultiTaskNet:
-    """Make the untrained network, of about half a million parameters.
+    """Make the untrained network, of about 860,000 parameters.
 
     The modalities' weights in the sum are learned numbers, the same for all clips, and begin equal. A gate
     that looks at the clip soon turns down the pictures, which take longest to be understood, and then they

@@ -43,8 +43,8 @@ class _Size:
 
 
 _SIZES = {
-    "full": _Size({"train": 4000, "validation": 200, "test": 800}, steps=2500, batch_size=32, evaluations=4),
-    "smallest": _Size({"train": 1200, "validation": 80, "test": 200}, steps=600, batch_size=32, evaluations=2),
+    "full": _Size({"train": 4000, "validation": 200, "test": 800}, 2500, batch_size=32, evaluations=4),
+    "smallest": _Size({"train": 1200, "validation": 80, "test": 200}, 600, batch_size=32, evaluations=2),
 }
 
 
