@@ -43,14 +43,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        configure_logging=False,
-        log_to_driver=False,
-    )
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers import from the folder in which their driver was started, before anything that is installed:
+        # not from a source tree, which has no extension module.
+        patch.chdir(tmp_path_factory.mktemp("driver"))
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            configure_logging=False,
+            log_to_driver=False,
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
