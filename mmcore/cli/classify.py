@@ -11,7 +11,6 @@ from rich.text import Text
 
 from mmcore.cli.render import console, fail, table, warn
 from mmcore.cli.sound_and_words import held_kinds
-from mmcore.errors import MMCoreError
 
 if TYPE_CHECKING:
     from mmcore.recipes.classify import Classifier
@@ -71,21 +70,7 @@ def classify(
 
 def _load(folder: Path) -> Classifier | FolderModel:
     """The model, of whichever of the two recipes."""
-    record = folder / "recipe.json"
-    if not record.is_file():
-        raise FileNotFoundError(
-            f"{record}: no such file; expected a folder that `mmcore train classify` or `folder` wrote"
-        )
-    try:
-        recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MMCoreError(f"{record}: is no description of a trained model: {error!r}") from error
-    if recipe == "classify":
-        from mmcore.recipes.classify import load
+    from mmcore.recipes import recipe
+    from mmcore.recipes.choices import read_description
 
-        return load(folder)
-    if recipe == "folder":
-        from mmcore.recipes.folder import load as load_folder
-
-        return load_folder(folder)
-    raise MMCoreError(f"{record}: is of the recipe {recipe!r}, expected classify or folder")
+    return recipe(read_description(folder, "classify", "folder")["recipe"]).load(folder)  # type: ignore[no-any-return]

@@ -273,7 +273,9 @@ def test_the_command_explains_trained_recipes(tmp_path: Path) -> None:
     assert "target: expected one of cat, dog" in call(
         file, "-m", tmp_path / "own", "-o", picture, "--target", "bird"
     )
-    assert "expected a folder that `mmcore train`" in call(file, "-m", tmp_path, "-o", picture)
+    assert "expected a folder that `mmcore train classify` or `mmcore train folder`" in call(
+        file, "-m", tmp_path, "-o", picture
+    )
     (tmp_path / "recipe.json").write_text('{"recipe": "speak"}')
     assert "of the recipe 'speak'; expected classify or folder" in call(file, "-m", tmp_path, "-o", picture)
     expected_code = 2

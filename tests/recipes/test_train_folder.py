@@ -249,7 +249,7 @@ def test_load_refuses(tmp_path: Path) -> None:
 
 def test_train_refuses(clips: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": clips, "labels": clips / "labels.csv", "progress": False}
-    with pytest.raises(ValueError, match="size: expected full, smallest, got 'huge'"):
+    with pytest.raises(ValueError, match="size: expected one of full, smallest, got 'huge'"):
         folder.train(tmp_path, size="huge", **options)
     with pytest.raises(ValueError, match="backend: expected fused or eager"):
         folder.train(tmp_path, backend="cuda", **options)

@@ -14,6 +14,7 @@ from mmcore.errors import MMCoreError
 from mmcore.models import MultiTaskNet
 from mmcore.models import load as load_model
 from mmcore.models import save as save_model
+from mmcore.recipes.choices import read_description
 
 from .dataset import inputs_of, read
 from .task import ANSWERS, DIGITS, OPERATIONS
@@ -97,15 +98,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     MMCoreError
         If it is damaged, or of another recipe.
     """
-    path = Path(folder) / "recipe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a folder that `mmcore train classify` wrote")
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MMCoreError(f"{path}: is no description of a trained model: {error!r}") from error
-    if recipe != "classify":
-        raise MMCoreError(f"{path}: is of the recipe {recipe!r}, expected 'classify'")
+    read_description(folder, "classify")
     net = load_model(Path(folder) / "model", device=device)
     if not isinstance(net, MultiTaskNet):
         raise MMCoreError(f"{folder}: expected a MultiTaskNet, got {type(net).__name__}")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import mmcore
 from mmcore.models import MultiTaskNet
 from mmcore.recipes.batches import StepBatches
+from mmcore.recipes.choices import choose_backend, choose_size
 from mmcore.recipes.random_state import seed_all
 from mmcore.recipes.report import RecipeResult, write_report
 from mmcore.recipes.train_settings import TrainSettings
@@ -102,13 +102,10 @@ def train(
     ImportError
         If scikit-learn, espeakng-loader, safetensors or matplotlib is missing.
     """
-    if size not in _SIZES:
-        raise ValueError(f"size: expected one of {', '.join(_SIZES)}, got {size!r}")
-    if backend not in ("fused", "eager"):
-        raise ValueError(f"backend: expected fused or eager, got {backend!r}")
+    chosen, kernels = choose_size(size, _SIZES), choose_backend(backend)
     if not 0 < label_share <= 1:
         raise ValueError(f"label_share: expected more than 0, at most 1, got {label_share}")
-    chosen, path = _SIZES[size], Path(folder)
+    path = Path(folder)
     steps = chosen.steps if steps is None else steps
     if num_workers is None:
         num_workers = min(8, max(1, _processors() - 1))
@@ -134,10 +131,7 @@ def train(
     )
     seed_all(seed)
     net = build()
-    with contextlib.ExitStack() as stack:
-        if backend == "eager":
-            stack.enter_context(mmcore.backend("reference"))
-        stack.enter_context(_threads(max(1, _processors() - num_workers)))
+    with kernels, _threads(max(1, _processors() - num_workers)):
         history = Trainer(
             net,
             _losses,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mmcore
 from mmcore.clips import Clip, collate_clips
-from mmcore.errors import MMCoreError, UnsupportedError
+from mmcore.errors import MMCoreError
 from mmcore.models import ClipInputs, MultiTaskNet
+from mmcore.recipes.choices import read_description
 from mmcore.recipes.explain.explanation import Explanation, clip_times, explain
 
 __all__ = ["EXPLAINED_RECIPES", "TrainedNet", "byte_tokens", "open_trained"]
@@ -117,15 +116,7 @@ def open_trained(folder: str | os.PathLike[str], *, device: str = "cpu") -> Trai
     MMCoreError
         If a file is damaged.
     """
-    path = Path(folder) / "recipe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a folder that `mmcore train` wrote")
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MMCoreError(f"{path}: does not say which recipe it is of: {error!r}") from error
-    if name not in EXPLAINED_RECIPES:
-        raise UnsupportedError(f"{path}: of the recipe {name!r}; expected {' or '.join(EXPLAINED_RECIPES)}")
+    name = read_description(folder, *EXPLAINED_RECIPES)["recipe"]
     return _of_folder(folder, device) if name == "folder" else _of_classify(folder, device)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from mmcore.errors import MMCoreError
 from mmcore.models import MultiTaskNet
 from mmcore.models import load as load_model
 from mmcore.models import save as save_model
+from mmcore.recipes.choices import read_description
 from mmcore.recipes.folder.clips import ClipOptions, network_inputs, read_file
 from mmcore.recipes.folder.table import Column, describe
 
@@ -90,17 +90,12 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     MMCoreError
         If it is damaged, or of another recipe.
     """
-    path = Path(folder) / "recipe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a folder that `mmcore train folder` wrote")
+    about = read_description(folder, "folder")
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if about.get("recipe") != "folder":
-            raise MMCoreError(f"{path}: is of the recipe {about.get('recipe')!r}, expected 'folder'")
         columns = tuple(Column(**{**c, "classes": tuple(c["classes"])}) for c in about["columns"])
         options = ClipOptions(**about["clips"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MMCoreError(f"{path}: is no description of a trained model: {error!r}") from error
+        raise MMCoreError(f"{folder}: recipe.json does not describe its columns: {error!r}") from error
     net = load_model(Path(folder) / "model", device=device)
     if not isinstance(net, MultiTaskNet):
         raise MMCoreError(f"{folder}: expected a MultiTaskNet, got {type(net).__name__}")

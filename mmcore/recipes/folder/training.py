@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from mmcore.errors import MMCoreError
 from mmcore.models import MultiTaskNet
 from mmcore.nn import MultiTaskLoss
 from mmcore.recipes.batches import StepBatches, to_device
+from mmcore.recipes.choices import choose_backend, choose_size
 from mmcore.recipes.folder.clips import Batch, ClipOptions, Collate, LabelledClips, read_all
 from mmcore.recipes.folder.predictor import FolderModel
 from mmcore.recipes.folder.table import Column, LabelTable, read_table
@@ -105,11 +105,8 @@ def train(
     """
     if data is None or labels is None:
         raise ValueError("data, labels: expected the folder of the files and the CSV file of their labels")
-    if size not in _SIZES:
-        raise ValueError(f"size: expected {', '.join(_SIZES)}, got {size!r}")
-    if backend not in ("fused", "eager"):
-        raise ValueError(f"backend: expected fused or eager, got {backend!r}")
-    options, folder = _SIZES[size], Path(folder)
+    options, kernels = choose_size(size, _SIZES), choose_backend(backend)
+    folder = Path(folder)
     table = read_table(
         data, labels, file_column=file_column, columns=columns, numbers=numbers, classes=classes, group=group
     )
@@ -144,7 +141,7 @@ def train(
         metrics = _evaluate(model, parts[1], make_batch, batch_size)[0]
         return {name: value for name, value in metrics.items() if not name.endswith(_BASELINES)}
 
-    with mmcore.backend("reference") if backend == "eager" else contextlib.nullcontext():
+    with kernels:
         trainer = Trainer(
             net,
             _compute_loss,

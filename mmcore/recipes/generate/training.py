@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-import mmcore
 from mmcore import models
 from mmcore.models import MultiTaskNet
 from mmcore.recipes.batches import StepBatches
+from mmcore.recipes.choices import choose_backend, choose_size
 from mmcore.recipes.generate.autoencoder import FrameAutoencoder
 from mmcore.recipes.generate.data import labels, split
 from mmcore.recipes.generate.flow import LatentFlow, TextToVideo
@@ -94,12 +93,9 @@ def train(
     ValueError
         For a size or backend that there is not.
     """
-    if size not in SIZES:
-        raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {size!r}")
-    if backend not in ("fused", "eager"):
-        raise ValueError(f"backend: expected fused or eager, got {backend!r}")
-    stages = _Stages(Path(folder), SIZES[size], seed, steps, resume, device, num_workers or 0, progress)
-    with mmcore.backend("reference") if backend == "eager" else contextlib.nullcontext():
+    chosen, kernels = choose_size(size, SIZES), choose_backend(backend)
+    stages = _Stages(Path(folder), chosen, seed, steps, resume, device, num_workers or 0, progress)
+    with kernels:
         return stages.run()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import mmcore
 from mmcore.models import save
 from mmcore.recipes.batches import StepBatches, to_device
+from mmcore.recipes.choices import choose_backend, choose_size
 from mmcore.recipes.processes import process_rank
 from mmcore.recipes.random_state import seed_all
 from mmcore.recipes.report import RecipeResult, write_report
@@ -113,11 +112,7 @@ def train(
     -----
     With several processes each compares its own part of the batch, as the contrastive loss is not split.
     """
-    if size not in _SIZES:
-        raise ValueError(f"size: expected one of {', '.join(_SIZES)}, got {size!r}")
-    if backend not in ("fused", "eager"):
-        raise ValueError(f"backend: expected fused or eager, got {backend!r}")
-    chosen = _SIZES[size]
+    chosen, kernels = choose_size(size, _SIZES), choose_backend(backend)
     steps = chosen.steps if steps is None else steps
     path = Path(folder)
     if num_workers is None:
@@ -143,7 +138,7 @@ def train(
     def compute_loss(model: RetrievalModel, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return model.losses(batch)
 
-    with mmcore.backend("reference") if backend == "eager" else contextlib.nullcontext():
+    with kernels:
         history = Trainer(
             model,
             compute_loss,

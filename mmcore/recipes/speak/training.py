@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import mmcore
 from mmcore import models
 from mmcore.recipes.batches import StepBatches, to_device
+from mmcore.recipes.choices import choose_backend, choose_size
 from mmcore.recipes.processes import process_rank
 from mmcore.recipes.report import RecipeResult, write_report
 from mmcore.recipes.report_figures import new_figure
@@ -96,12 +95,8 @@ def train(
     ImportError
         If espeakng-loader or pocketsphinx is not installed.
     """
-    if size not in _SIZES:
-        raise ValueError(f"size: expected one of {', '.join(_SIZES)}, got {size!r}")
-    if backend not in ("fused", "eager"):
-        raise ValueError(f"backend: expected fused or eager, got {backend!r}")
+    sizes, kernels = choose_size(size, _SIZES), choose_backend(backend)
     recogniser = Recogniser(DIGITS)  # before the training: it may not be installed
-    sizes = _SIZES[size]
     texts = make_texts(sizes.texts, sizes.tested, seed, digits_only=sizes.digits_only)
     corpus = Corpus(texts.train)
     test = Corpus(texts.test, corpus.phonemes)
@@ -136,7 +131,7 @@ def train(
         device=device,
         progress=progress,
     )
-    with mmcore.backend("reference") if backend == "eager" else contextlib.nullcontext():
+    with kernels:
         history = trainer.fit(resume)
     speaker = Speaker(model)
     if process_rank() == 0:
