@@ -292,6 +292,10 @@ def test_what_cannot_be_used(trained: Any, media: Path, tmp_path: Path) -> None:
         classify.load(tmp_path)
     with pytest.raises(DecodeError):
         classify.load(trained.folder).predict(tmp_path / "none.mkv")
+    whole = Path(mmcore.write_sample(tmp_path / "whole.mp4", seconds=1, width=64, height=64).path)
+    (tmp_path / "broken.mp4").write_bytes(whole.read_bytes()[:3000])  # little more than its header
+    with pytest.raises(MMCoreError, match=r"neither pictures .*none of its packets decodes"):
+        classify.load(trained.folder).predict(tmp_path / "broken.mp4")
     for wrong, named in (
         ({"size": "huge"}, "size"),
         ({"backend": "gpu"}, "backend"),

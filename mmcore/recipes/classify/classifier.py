@@ -64,8 +64,10 @@ class Classifier:
         clip = read(path, stop=_LONGEST)
         inputs, masks, available = inputs_of(mmcore.collate_clips([clip]))
         if not any(bool(mask.any()) for mask in masks.values()):
+            damage = "".join(f"; {error}" for error in clip.errors.values())
             raise MMCoreError(
-                f"{os.fspath(path)}: has neither pictures nor sound nor words in the first {_LONGEST:g} s"
+                f"{os.fspath(path)}: has neither pictures nor sound nor words in the first"
+                f" {_LONGEST:g} s{damage}"
             )
         device = next(self.net.parameters()).device
         outputs = self.net(
