@@ -88,6 +88,9 @@ def test_data_loader(start: str, decoder: VideoDecoder) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.filterwarnings(  # Python drops an interrupt in a destructor or generator it closes
+    r"ignore:(?s).*\bKeyboardInterrupt:pytest.PytestUnraisableExceptionWarning"
+)
 def test_interrupts_leave_the_decoder_usable(decoder: VideoDecoder) -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
