@@ -1,18 +1,68 @@
-"""Fixtures for every test: media rendered once per run, and optional real files."""
+"""For every test: media rendered once per run, optional real files, and what needs a GPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+import torch
 
 # Programs that tests start import mmcore as it is installed: not from the source tree, which has no extension
 # module, though it may be their working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+NEEDS_GPU = "needs a CUDA device"
+"""Why a test with the marker ``gpu`` is skipped where there is none."""
+
+_LEFT_OUT = pytest.StashKey[dict[str, str]]()
+
 _REAL_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = {}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the marker ``gpu`` without a device, and put it on tests that are skipped for the same reason."""
+    for item in items:
+        if any(mark.kwargs.get("reason") == NEEDS_GPU for mark in item.iter_markers("skipif")):
+            item.add_marker("gpu")
+        elif item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NEEDS_GPU))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """``-m gpu`` passes over modules that need a package which a machine with a GPU may lack, such as PyAV."""
+    report = yield
+    if report.failed and collector.config.option.markexpr == "gpu" and isinstance(collector, pytest.Module):
+        absent = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr))
+        if absent:
+            collector.config.stash[_LEFT_OUT][collector.path.name] = absent[1]
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), 0, f"Skipped: the package {absent[1]} is not installed")
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say in one line what was not run for want of a GPU, and in another what for want of packages."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum("gpu" in getattr(report, "keywords", ()) for report in skipped)
+    if count and not torch.cuda.is_available():
+        why = "torch finds no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
+        terminalreporter.line(f"{count} GPU tests were not run: {why}", yellow=True)
+    if left_out := config.stash[_LEFT_OUT]:
+        packages = ", ".join(sorted(set(left_out.values())))
+        terminalreporter.line(
+            f"{len(left_out)} modules were passed over, not installed: {packages}", yellow=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_large_pictures_give_the_oracle_numbers(
     assert_frames_right(case, result)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_gpu = pytest.mark.gpu
 
 
 def on_gpu(case: Case, data: tuple[torch.Tensor, ...]) -> Planes:

@@ -25,7 +25,7 @@ needs_interpreter = pytest.mark.skipif(
     _release(triton.__version__) < (3, 7) and _release(np.__version__) >= (2, 4),
     reason="the interpreter of triton before 3.7 needs numpy before 2.4",
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.gpu
 
 
 def _run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
