@@ -12,6 +12,7 @@ from torch import Tensor
 from mmcore.backends import active_backend, load_backend
 from mmcore.backends.cpu import frames_plan, output_desc
 from mmcore.errors import UnsupportedError
+from mmcore.ops.devices import check_device
 from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
@@ -185,19 +186,6 @@ def planes_color(
         full if transform.full_range is None else transform.full_range,
         (chroma_location or "left") if transform.chroma == "sited" else transform.chroma,
     )
-
-
-def check_device(device: str | torch.device) -> None:
-    """Refuse a device that frames cannot be converted on."""
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {device!r} is not a device: {reason}") from None
-    if kind != "cpu":
-        raise UnsupportedError(
-            f"device {str(device)!r}: frames are converted on the CPU; use device='cpu' and .to()"
-        )
 
 
 def prepare_out(
