@@ -26,9 +26,11 @@ from .source import Source, choose_stream, demux
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+    from .nvdec import Nvdec
     from .shared_pass import SharedPass
 
 __all__ = ["FrameReader"]
@@ -98,6 +100,7 @@ class FrameReader:
     ) -> None:
         self.source = source
         self.num_threads = self._codec_threads = num_threads
+        self._nvdec: Nvdec | None = None
         self._requested_stream = stream_index
         self._lost: dict[int, str] = {}  # frames that were tried in vain, and why
         # packet numbers [first, end) that lack a reference, and why
@@ -119,7 +122,8 @@ class FrameReader:
             self._check_length()
             if cache is not None:
                 cache.save(self.stream_index, self._index)
-        self._set_reorder_depth(self.opened()[1])
+        self.opened()
+        self._set_reorder_depth()
 
     @property
     def index(self) -> FrameIndex:
@@ -133,6 +137,16 @@ class FrameReader:
         threads = {"num_threads": num_threads, "_codec_threads": num_threads}
         other.__setstate__({**self.__getstate__(), **threads})
         return other
+
+    @property
+    def nvdec(self) -> Nvdec | None:
+        """How decoders are opened on a GPU; None: the CPU decodes. Setting it releases the decoder."""
+        return self._nvdec
+
+    @nvdec.setter
+    def nvdec(self, nvdec: Nvdec | None) -> None:
+        self.close()
+        self._nvdec = nvdec
 
     def _check_length(self) -> None:
         container, _ = self.opened()
@@ -149,6 +163,7 @@ class FrameReader:
     def _forget(self) -> None:
         self.container: InputContainer | None = None
         self.stream: VideoStream | None = None
+        self._codec: VideoCodecContext | None = None  # the stream's own, or one that decodes on a GPU
         self._packets: PacketStream | None = None  # what the file gives next
         self._order = 0  # number of the next packet
         self._frames: Iterator[VideoFrame] | None = None  # what the decoder gives next
@@ -186,16 +201,20 @@ class FrameReader:
         codec = stream.codec_context
         codec.thread_count = self._codec_threads
         codec.thread_type = "FRAME" if self._codec_threads > 1 else "NONE"
-        self._set_reorder_depth(stream)
+        try:
+            self._codec = codec if self._nvdec is None else self._nvdec.open(stream)
+        except BaseException:
+            container.close()
+            raise
         self.container, self.stream = container, stream
+        self._set_reorder_depth()
         _open_readers.add(self)
         return container, stream
 
-    def _set_reorder_depth(self, stream: VideoStream) -> None:
+    def _set_reorder_depth(self) -> None:
         """Tell an H.264 decoder what it would guess where no header says it, losing frames meanwhile."""
-        index = self._index
-        if index is not None and stream.codec_context.name == "h264":
-            codec = stream.codec_context
+        index, codec = self._index, self._codec
+        if index is not None and codec is not None and codec.name == "h264":
             codec.reorder_depth = max(codec.reorder_depth, min(index.reorder_depth, _MAX_REORDER_DEPTH))
 
     def close(self) -> None:
@@ -203,13 +222,13 @@ class FrameReader:
         if self._pid != os.getpid():
             # Freeing a codec waits for its threads, which a fork leaves behind: leak what the parent still
             # owns.
-            for held in (self.container, self.stream, self._packets, self._frames):
+            for held in (self.container, self.stream, self._codec, self._packets, self._frames):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
         elif self.container is not None and self.stream is not None:
             if self._frames is not None:
                 self._frames.close()  # type: ignore[attr-defined]
             # Frame threads that still hold packets have been seen to hang a close.
-            self.stream.codec_context.flush_buffers()
+            self._empty_decoder()
             self.container.close()
         self._forget()
 
@@ -219,7 +238,7 @@ class FrameReader:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("container", "stream", "_packets", "_frames", "_route", "_control"):
+        for name in ("container", "stream", "_codec", "_packets", "_frames", "_route", "_control"):
             state[name] = None
         return state
 
@@ -415,7 +434,7 @@ class FrameReader:
         self._packets = None
         ready = False
         if packets is not None and stream is not None and 0 <= order - self._order <= _READ_ON:
-            stream.codec_context.flush_buffers()
+            self._empty_decoder()
             with contextlib.suppress(av.FFmpegError):
                 ready = self._skip_to(order, packets)
         self._packets = packets if ready else self._packets_from(sync)
@@ -436,6 +455,7 @@ class FrameReader:
             for time in dict.fromkeys(times):
                 try:
                     self.container.seek(time, stream=self.stream)
+                    self._empty_decoder()
                     packets = PacketStream(demux(self.container, self.stream))
                     if self._skip_to(order, packets):
                         return packets
@@ -447,6 +467,11 @@ class FrameReader:
             container, stream = self._open()
             return PacketStream(demux(container, stream))
         return packets
+
+    def _empty_decoder(self) -> None:
+        """Forget what was decoded: a seek does so only to the stream's own decoder."""
+        if self._codec is not None:
+            self._codec.flush_buffers()
 
     def _skip_to(self, order: int, packets: PacketStream) -> bool:
         """Advance to packet number ``order``, if it is still to come."""
@@ -469,8 +494,8 @@ class FrameReader:
         """
         import av
 
-        assert self.stream is not None
-        index, decode = self.index, self.stream.codec_context.decode
+        assert self._codec is not None
+        index, decode = self.index, self._codec.decode
         times, flags = index.packet_pts, index.packet_flags
         while True:
             if self._control is not None:
@@ -524,8 +549,8 @@ class FrameReader:
         """Frames of ``packets``; packets that do not decode are noted in ``_error`` and ``_damage``."""
         import av
 
-        assert self.stream is not None
-        decode = self.stream.codec_context.decode
+        assert self._codec is not None
+        decode = self._codec.decode
         while True:
             if self._control is not None:
                 self._control.check()
@@ -550,9 +575,9 @@ class FrameReader:
         """What the decoder still holds."""
         import av
 
-        assert self.stream is not None
+        assert self._codec is not None
         try:
-            return self.stream.codec_context.decode(None)
+            return self._codec.decode(None)
         except av.FFmpegError:
             self._is_unsure = self._codec_threads > 1
             return []
@@ -600,6 +625,7 @@ class FrameReader:
             if start is not None:
                 try:
                     container.seek(start, stream=stream)
+                    self._empty_decoder()
                 except av.FFmpegError:
                     continue
             self._frames = self._decode(demux(container, stream))

@@ -44,42 +44,15 @@ class CountedCodec:
         return getattr(self._codec, name)
 
 
-class CountedStream:
-    """Stands in front of a stream whose codec context is counted."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.codec_context = CountedCodec(stream.codec_context)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def packets_decoded(path: Path, indices: list[int], **options: Any) -> int:
     """How many packets a fresh decoder decodes for some frames, which are checked."""
     decoder = VideoDecoder(path, num_threads=1, **options)
     reader = decoder._reader
-    container, stream = reader.opened()
-    counted: Any = CountedStream(stream)
-    reader.stream = counted
-    seek, demux = container.seek, container.demux
-
-    class Container:
-        def seek(self, time: int, stream: Any) -> None:
-            seek(time, stream=stream._stream)
-
-        def demux(self, stream: Any) -> Any:
-            return demux(stream._stream)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(container, name)
-
-    reader.container = Container()  # type: ignore[assignment]
-    try:
-        assert numbers_of(decoder.get_frames_at(indices).data) == indices
-    finally:
-        reader.container, reader.stream = container, stream
-    return int(counted.codec_context.packets)
+    reader.opened()
+    counted: Any = CountedCodec(reader._codec)
+    reader._codec = counted
+    assert numbers_of(decoder.get_frames_at(indices).data) == indices
+    return int(counted.packets)
 
 
 @pytest.mark.parametrize(
