@@ -147,6 +147,7 @@ class FrameReader:
     def nvdec(self, nvdec: Nvdec | None) -> None:
         self.close()
         self._nvdec = nvdec
+        self._lost, self._broken = {}, []  # for the decoder before
 
     def _check_length(self) -> None:
         container, _ = self.opened()
