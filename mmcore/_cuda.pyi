@@ -1,19 +1,26 @@
+from collections.abc import Sequence
+
 __version__: str
 
-_Frame = tuple[DeviceTables, list[tuple[int, int]], int]
+_Output = tuple[int, int, int, int, int, int, int, int]
+_Frame = tuple[DeviceTables, Sequence[tuple[int, int]], int]
+_Group = tuple[DeviceTables, Sequence[tuple[int, int, int]], int]
 
 class DeviceTables:
     """A plan's tables on one device."""
 
     def __init__(self, tables: bytes, address: int) -> None: ...
     @property
+    def needs_scratch(self) -> bool: ...
+    @property
     def streams(self) -> bool: ...
 
-def scratch_bytes(frames: list[_Frame]) -> int: ...
+def scratch_bytes(frames: Sequence[_Frame]) -> int: ...
 def frames_to_tensor(
-    frames: list[_Frame],
-    output: tuple[int, int, int, int, int, int, int, int],
-    scratch: int,
-    stream: int,
-    method: int = 0,
+    frames: Sequence[_Frame], output: _Output, scratch: int, stream: int, method: int = 0
 ) -> None: ...
+def groups_scratch_bytes(groups: Sequence[_Group]) -> int: ...
+def groups_to_tensor(
+    groups: Sequence[_Group], output: _Output, scratch: int, stream: int, method: int = 0
+) -> None: ...
+def pointer_device(address: int) -> int: ...

@@ -1,5 +1,6 @@
 // mmcore._cuda: the kernels for CUDA devices. Pointers and streams travel as integers, plans as the tables that
 // mmcore._core makes, once as bytes and once by their address on the device.
+#include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -37,32 +38,89 @@ class DeviceTables {
   std::uintptr_t address_;
 };
 
-using PlaneList = std::vector<std::pair<std::uintptr_t, std::int64_t>>;
 // (tables, [(pointer, pitch in bytes) per plane], slot)
-using FrameArgs = std::tuple<const DeviceTables*, PlaneList, std::int32_t>;
+using FrameArgs = std::tuple<const DeviceTables*, std::vector<std::pair<std::uintptr_t, std::int64_t>>, std::int32_t>;
+// (tables, [(pointer, pitch in bytes, bytes from a frame to the next) per plane], frames): frames of one kind at equal
+// distances, in the slots after those of the group before.
+using GroupArgs =
+    std::tuple<const DeviceTables*, std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>, std::int32_t>;
 
-std::vector<mmcore::cuda::Frame> frames_of(const std::vector<FrameArgs>& args) {
-  std::vector<mmcore::cuda::Frame> frames;
-  frames.reserve(args.size());
-  for (const auto& [tables, planes, slot] : args) {
-    mmcore::cuda::Frame f;
-    f.host = &tables->header();
-    f.tables = tables->address();
-    f.slot = slot;
-    if (static_cast<int>(planes.size()) < f.host->num_planes) throw std::invalid_argument("frames: too few planes");
-    for (int p = 0; p < f.host->num_planes; ++p) {
-      f.planes[p] = reinterpret_cast<const std::uint8_t*>(planes[static_cast<std::size_t>(p)].first);
-      f.pitches[p] = planes[static_cast<std::size_t>(p)].second;
-    }
-    frames.push_back(f);
-  }
+mmcore::cuda::Frame frame_of(const DeviceTables* tables, std::size_t num_planes, std::int32_t slot) {
+  mmcore::cuda::Frame f;
+  f.host = &tables->header();
+  f.tables = tables->address();
+  f.slot = slot;
+  if (static_cast<int>(num_planes) < f.host->num_planes) throw std::invalid_argument("frames: too few planes");
+  return f;
+}
+
+void check_same_result(const std::vector<mmcore::cuda::Frame>& frames) {
   for (const auto& f : frames) {
     const mmcore::FramesTables& first = *frames[0].host;
     if (f.host->out_h != first.out_h || f.host->out_w != first.out_w || f.host->dtype != first.dtype) {
       throw std::invalid_argument("frames: results of different sizes or dtypes");
     }
   }
+}
+
+std::vector<mmcore::cuda::Frame> frames_of(const std::vector<FrameArgs>& args) {
+  std::vector<mmcore::cuda::Frame> frames;
+  frames.reserve(args.size());
+  for (const auto& [tables, planes, slot] : args) {
+    mmcore::cuda::Frame f = frame_of(tables, planes.size(), slot);
+    for (std::size_t p = 0; p < static_cast<std::size_t>(f.host->num_planes); ++p) {
+      f.planes[p] = reinterpret_cast<const std::uint8_t*>(planes[p].first);
+      f.pitches[p] = planes[p].second;
+    }
+    frames.push_back(f);
+  }
+  check_same_result(frames);
   return frames;
+}
+
+std::vector<mmcore::cuda::Frame> frames_of(const std::vector<GroupArgs>& args) {
+  std::vector<mmcore::cuda::Frame> frames;
+  std::int32_t slot = 0;
+  for (const auto& [tables, planes, count] : args) {
+    mmcore::cuda::Frame f = frame_of(tables, planes.size(), slot);
+    for (std::int32_t t = 0; t < count; ++t) {
+      f.slot = slot++;
+      for (std::size_t p = 0; p < static_cast<std::size_t>(f.host->num_planes); ++p) {
+        const auto& [pointer, pitch, frame_pitch] = planes[p];
+        f.planes[p] = reinterpret_cast<const std::uint8_t*>(pointer) + frame_pitch * t;
+        f.pitches[p] = pitch;
+      }
+      frames.push_back(f);
+    }
+  }
+  check_same_result(frames);
+  return frames;
+}
+
+template <typename Args>
+void launch(const std::vector<Args>& args, const Output& o, std::uintptr_t scratch, std::uintptr_t stream, int method) {
+  const std::vector<mmcore::cuda::Frame> frames = frames_of(args);
+  const mmcore::OutputDesc out = output_desc(o);
+  py::gil_scoped_release release;
+  mmcore::cuda::frames_to_tensor(frames, out, reinterpret_cast<void*>(scratch), stream,
+                                 static_cast<mmcore::cuda::Method>(method));
+}
+
+template <typename Args>
+std::size_t scratch_bytes(const std::vector<Args>& args) {
+  return mmcore::cuda::scratch_bytes(frames_of(args));
+}
+
+// Device that memory belongs to; kEverywhere for what every device can read, kUnknown for what CUDA did not allocate.
+constexpr int kUnknown = -1, kEverywhere = -2;
+int pointer_device(std::uintptr_t address) {
+  cudaPointerAttributes a;
+  if (cudaPointerGetAttributes(&a, reinterpret_cast<const void*>(address)) != cudaSuccess) {
+    cudaGetLastError();  // ours to forget: it must not be found after someone's launch
+    return kUnknown;
+  }
+  if (a.type == cudaMemoryTypeDevice) return a.device;
+  return a.type == cudaMemoryTypeUnregistered ? kUnknown : kEverywhere;
 }
 
 }  // namespace
@@ -73,22 +131,22 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   py::class_<DeviceTables>(m, "DeviceTables", "A plan's tables on one device.")
       .def(py::init<const py::bytes&, std::uintptr_t>(), py::arg("tables"), py::arg("address"))
       .def_property_readonly(
+          "needs_scratch", [](const DeviceTables& t) { return t.header().bytes_table.resample != 0; },
+          "Whether frames_to_tensor needs scratch for such frames.")
+      .def_property_readonly(
           "streams", [](const DeviceTables& t) { return t.header().live != 0; },
           "Whether the streaming kernel takes such frames.");
-  m.def(
-      "scratch_bytes",
-      [](const std::vector<FrameArgs>& frames) { return mmcore::cuda::scratch_bytes(frames_of(frames)); },
-      py::arg("frames"), "Bytes of device memory that frames_to_tensor needs for these frames besides its output.");
-  m.def(
-      "frames_to_tensor",
-      [](const std::vector<FrameArgs>& args, const Output& o, std::uintptr_t scratch, std::uintptr_t stream,
-         int method) {
-        const std::vector<mmcore::cuda::Frame> frames = frames_of(args);
-        const mmcore::OutputDesc out = output_desc(o);
-        py::gil_scoped_release release;
-        mmcore::cuda::frames_to_tensor(frames, out, reinterpret_cast<void*>(scratch), stream,
-                                       static_cast<mmcore::cuda::Method>(method));
-      },
-      py::arg("frames"), py::arg("output"), py::arg("scratch"), py::arg("stream"), py::arg("method") = 0,
-      "Launch the conversion of frames, each (tables, [(pointer, pitch in bytes) per plane], slot), on a stream.");
+  m.def("scratch_bytes", &scratch_bytes<FrameArgs>, py::arg("frames"),
+        "Bytes of device memory that frames_to_tensor needs for these frames besides its output.");
+  m.def("frames_to_tensor", &launch<FrameArgs>, py::arg("frames"), py::arg("output"), py::arg("scratch"),
+        py::arg("stream"), py::arg("method") = 0,
+        "Launch the conversion of frames, each (tables, [(pointer, pitch in bytes) per plane], slot), on a stream.");
+  m.def("groups_scratch_bytes", &scratch_bytes<GroupArgs>, py::arg("groups"),
+        "Bytes of device memory that groups_to_tensor needs for these groups besides its output.");
+  m.def("groups_to_tensor", &launch<GroupArgs>, py::arg("groups"), py::arg("output"), py::arg("scratch"),
+        py::arg("stream"), py::arg("method") = 0,
+        "As frames_to_tensor, of groups of frames that lie at equal distances and come out one after another: "
+        "(tables, [(pointer, pitch, bytes to the next frame) per plane], frames).");
+  m.def("pointer_device", &pointer_device, py::arg("address"), py::call_guard<py::gil_scoped_release>(),
+        "Device that an address belongs to; -1: to none, -2: to all (managed or pinned memory).");
 }

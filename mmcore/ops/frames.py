@@ -8,7 +8,7 @@ write of the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -22,9 +22,11 @@ from mmcore.ops.planes import (
     Planes,
     check_device,
     check_planes,
+    convert_groups,
     convert_planes,
     pixel_format,
     planes_color,
+    planes_group,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ __all__ = ["frames_to_tensor"]
 
 
 def frames_to_tensor(
-    frames: av.VideoFrame | Sequence[av.VideoFrame] | Planes,
+    frames: av.VideoFrame | Sequence[av.VideoFrame] | Planes | Sequence[Planes],
     transform: FrameTransform | None = None,
     *,
     out: Tensor | None = None,
@@ -44,8 +46,9 @@ def frames_to_tensor(
 
     Parameters
     ----------
-    frames : av.VideoFrame, sequence of av.VideoFrame, or Planes
-        T frames. They may differ in size and format as long as the transform gives them one size.
+    frames : av.VideoFrame, Planes, or a sequence of either
+        T frames, those of several Planes one after another. They may differ in size, format and colour as
+        long as the transform gives them one size.
     transform : FrameTransform, optional
         What to do; None gives full-size uint8 RGB.
     out : Tensor, optional
@@ -87,25 +90,59 @@ def frames_to_tensor(
     check_device(device)
     if isinstance(frames, Planes):
         if torch.compiler.is_compiling():
-            result: Tensor = torch.ops.mmcore.frames_to_tensor(
-                list(frames.data),
-                frames.format,
-                frames.height,
-                frames.width,
-                frames.matrix,
-                frames.full_range,
-                frames.chroma_location,
-                transform.spec,
-            )
+            result = _compiled(frames, transform)
             return result if out is None else out.copy_(result)
-        color = planes_color(
-            pixel_format(frames.format), frames.matrix, frames.full_range, frames.chroma_location, transform
-        )
-        return convert_planes(frames.data, frames.format, frames.height, frames.width, color, transform, out)
+        return convert_groups([planes_group(frames, transform)], transform, out)
+    if isinstance(frames, Sequence) and any(isinstance(f, Planes) for f in frames):
+        if torch.compiler.is_compiling():
+            result = _compiled_list(frames, transform)
+            return result if out is None else out.copy_(result)
+        return convert_groups([planes_group(p, transform) for p in _planes_list(frames)], transform, out)
     batch = _frame_list(frames)
     builder = FrameBatchBuilder(len(batch), transform, out=out)
     builder.put_many(batch)
     return builder.finish()
+
+
+def _planes_list(frames: Sequence[object]) -> list[Planes]:
+    planes = [f for f in frames if isinstance(f, Planes)]
+    if len(planes) != len(frames):
+        i, other = next((i, f) for i, f in enumerate(frames) if not isinstance(f, Planes))
+        raise TypeError(f"frames: item {i}: expected Planes as the others, got {type(other).__name__}")
+    return planes
+
+
+def _compiled(planes: Planes, transform: FrameTransform) -> Tensor:
+    """As one op in the graph that is being compiled."""
+    result: Tensor = torch.ops.mmcore.frames_to_tensor(
+        list(planes.data),
+        planes.format,
+        planes.height,
+        planes.width,
+        planes.matrix,
+        planes.full_range,
+        planes.chroma_location,
+        transform.spec,
+    )
+    return result
+
+
+def _compiled_list(frames: Sequence[object], transform: FrameTransform) -> Tensor:
+    planes = _planes_list(frames)
+    result: Tensor = torch.ops.mmcore.frames_list_to_tensor(
+        [tensor for p in planes for tensor in p.data[: pixel_format(p.format).num_planes]],
+        [p.format for p in planes],
+        [size for p in planes for size in (p.height, p.width)],
+        [_tags(p) for p in planes],
+        transform.spec,
+    )
+    return result
+
+
+def _tags(planes: Planes) -> str:
+    """What Planes say of their colours, as one word."""
+    full = {None: "", True: "full", False: "limited"}[planes.full_range]
+    return f"{planes.matrix or ''},{full},{planes.chroma_location or ''}"
 
 
 def _frame_list(frames: object) -> list[av.VideoFrame]:
@@ -162,3 +199,50 @@ def _frames_to_tensor_fake(
 LIBRARY.impl("frames_to_tensor", _frames_to_tensor_op, "CPU")  # type: ignore[no-untyped-call]
 LIBRARY.impl("frames_to_tensor", _frames_to_tensor_op, "CUDA")  # type: ignore[no-untyped-call]
 torch.library.register_fake("mmcore::frames_to_tensor", _frames_to_tensor_fake, lib=LIBRARY)
+
+
+# Planes of unequal size: the tensors of all, what each set of them holds (height and width in turn), and as
+# _tags tells, its colours.
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "frames_list_to_tensor(Tensor[] planes, str[] formats, SymInt[] sizes, str[] colors, str transform)"
+    " -> Tensor"
+)
+
+
+def _split_list(
+    planes: list[Tensor], formats: list[str], sizes: list[int]
+) -> Iterator[tuple[list[Tensor], str, int, int]]:
+    first = 0
+    for name, height, width in zip(formats, sizes[::2], sizes[1::2], strict=True):
+        last = first + pixel_format(name).num_planes
+        yield planes[first:last], name, height, width
+        first = last
+
+
+def _frames_list_to_tensor_op(
+    planes: list[Tensor], formats: list[str], sizes: list[int], colors: list[str], transform: str
+) -> Tensor:
+    parsed = FrameTransform.from_spec(transform)
+    groups = []
+    for (data, name, height, width), tags in zip(_split_list(planes, formats, sizes), colors, strict=True):
+        matrix, full, location = tags.split(",")
+        full_range = {"": None, "full": True, "limited": False}[full]
+        groups.append(
+            planes_group(
+                Planes(tuple(data), name, height, width, matrix or None, full_range, location or None), parsed
+            )
+        )
+    return convert_groups(groups, parsed, None)
+
+
+def _frames_list_to_tensor_fake(
+    planes: list[Tensor], formats: list[str], sizes: list[int], colors: list[str], transform: str
+) -> Tensor:
+    parsed = FrameTransform.from_spec(transform)
+    count = sum(data[0].shape[0] for data, _, _, _ in _split_list(planes, formats, sizes))
+    return planes[0].new_empty(parsed.output_shape(count, sizes[0], sizes[1]), dtype=parsed.dtype)
+
+
+LIBRARY.impl("frames_list_to_tensor", _frames_list_to_tensor_op, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("frames_list_to_tensor", _frames_list_to_tensor_op, "CUDA")  # type: ignore[no-untyped-call]
+torch.library.register_fake("mmcore::frames_list_to_tensor", _frames_list_to_tensor_fake, lib=LIBRARY)

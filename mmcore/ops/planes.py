@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,22 +18,36 @@ from mmcore.ops.devices import check_device
 from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
+from mmcore.ops.plane_memory import (
+    PlaneMemory,
+    hand_back,
+    memory_of_arrays,
+    memory_of_pointers,
+    memory_of_tensors,
+    plane_tensors,
+    wait_for_producers,
+)
 from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
     import av
 
+    from mmcore import _core
+
 __all__ = [
     "RGB_BYTES",
     "ColorSpec",
+    "FrameGroup",
     "Planes",
     "check_device",
     "check_planes",
     "color_spec",
+    "convert_groups",
     "convert_planes",
     "fill_slot",
     "pixel_format",
     "planes_color",
+    "planes_group",
     "prepare_out",
     "repeat_last",
     "slot_view",
@@ -85,19 +101,197 @@ class Planes:
     chroma_location: str | None = None
 
     def __post_init__(self) -> None:
+        check_facts(self.height, self.width, self.matrix, self.full_range, self.chroma_location)
         check_planes(self.data, pixel_format(self.format), self.height, self.width)
-        for name, choices in (
-            ("matrix", ("601", "709", "2020")),
-            ("chroma_location", ("left", "center", "topleft", "nearest")),
-        ):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise ValueError(
-                    f"Planes: {name}: expected one of {', '.join(choices)} or None, got {value!r}"
-                )
 
     def __len__(self) -> int:
         return len(self.data[0])
+
+    @staticmethod
+    def from_pointers(
+        pointers: int | Sequence[int],
+        pitches: int | Sequence[int],
+        format: str,
+        height: int,
+        width: int,
+        *,
+        device: str | torch.device = "cuda",
+        stream: int | torch.cuda.Stream | None = None,
+        owner: object = None,
+        surface_height: int | None = None,
+        matrix: str | None = None,
+        full_range: bool | None = None,
+        chroma_location: str | None = None,
+    ) -> Planes:
+        """One frame in memory of another library, by address: NVDEC surfaces, FFmpeg's frames.
+
+        Nothing is copied. The addresses are checked as far as the driver knows them; that the frame lies
+        behind them is up to the caller.
+
+        Parameters
+        ----------
+        pointers : int or sequence of int
+            Address of each plane's first row. One is enough where planes of one pitch follow one another
+            (nv12, nv21, p010le, 4:4:4): see ``surface_height``.
+        pitches : int or sequence of int
+            Bytes from a row to the next, of every plane or of each; negative where the first row lies last.
+        format : str
+            FFmpeg's name of the pixel format. NVDEC's P016 is "p010le" for streams of 10 bits: samples lie in
+            the high bits.
+        height, width : int
+            Size of the frame in pixels.
+        device : str or torch.device
+            Where the memory is; "cuda" is the current device.
+        stream : None, int or torch.cuda.Stream
+            CUDA stream (its handle) that fills the memory, and on which it will be filled anew; 0 or 1 is the
+            legacy default stream, 2 the thread's own. The conversion waits for what is on it, and what is put
+            on it later waits for the conversion; the host waits for neither. None: the frame is ready.
+        owner : object
+            Whatever keeps the memory, held as long as these Planes. Without ``stream`` it is held until the
+            conversions have run, which is noticed at a later one.
+        surface_height : int, optional
+            With one pointer: rows of luma in the surface, for NVDEC the coded height. None: ``height``.
+        matrix, full_range, chroma_location
+            As for :class:`Planes`.
+
+        Returns
+        -------
+        Planes
+            Its ``data`` is made when asked for: views of the memory, copies where pitches are negative.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For numbers that cannot be such a frame's, or addresses on another device.
+        UnsupportedError
+            For a device or pixel format that cannot be used here.
+
+        Notes
+        -----
+        While a CUDA graph is captured no other stream can be waited for: synchronise before and leave
+        ``stream`` out. What a graph reads must be kept as long as the graph.
+
+        Examples
+        --------
+        >>> import mmcore, torch
+        >>> surface = torch.full((6, 64), 128, dtype=torch.uint8)  # 4 rows of luma, 2 of chroma
+        >>> planes = mmcore.Planes.from_pointers(
+        ...     surface.data_ptr(), 64, "nv12", 4, 6, device="cpu", owner=surface
+        ... )
+        >>> mmcore.frames_to_tensor(planes).shape
+        torch.Size([1, 3, 4, 6])
+        """
+        check_facts(height, width, matrix, full_range, chroma_location)
+        memory = memory_of_pointers(
+            pointers,
+            pitches,
+            pixel_format(format),
+            height,
+            width,
+            device=device,
+            stream=stream,
+            owner=owner,
+            surface_height=surface_height,
+        )
+        return _ForeignPlanes(memory, format, height, width, matrix, full_range, chroma_location)
+
+    @staticmethod
+    def from_arrays(
+        arrays: object,
+        format: str,
+        height: int,
+        width: int,
+        *,
+        device: str | torch.device | None = None,
+        stream: int | torch.cuda.Stream | None = None,
+        surface_height: int | None = None,
+        matrix: str | None = None,
+        full_range: bool | None = None,
+        chroma_location: str | None = None,
+    ) -> Planes:
+        """Frames in arrays of other libraries: CuPy, CV-CUDA, PyNvVideoCodec, NumPy.
+
+        Parameters
+        ----------
+        arrays : object or sequence of objects
+            One array per plane, or one in which planes of the same row length follow one another
+            (PyNvVideoCodec's frames and CV-CUDA's tensors of nv12). Each has ``__dlpack__`` or
+            ``__cuda_array_interface__`` and shape (rows, samples), (frames, rows, samples) or
+            ([frames,] rows, columns, channels), uint8 or for more than 8 bits uint16 or int16. The samples of
+            a row are neighbours; rows and frames may lie apart.
+        format : str
+            FFmpeg's name of the pixel format.
+        height, width : int
+            Size of the frames in pixels; arrays may be larger.
+        device : str or torch.device, optional
+            Where arrays without ``__dlpack__`` are. None: as the driver says, else the current device.
+        stream : None, int or torch.cuda.Stream
+            As in :meth:`from_pointers`, in place of the arrays' own streams. Arrays with ``__dlpack__`` are
+            ready for the stream that is current at this call.
+        surface_height : int, optional
+            With one array: rows of luma before the next plane. None: the share that the format gives luma.
+        matrix, full_range, chroma_location
+            As for :class:`Planes`.
+
+        Returns
+        -------
+        Planes
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arrays that do not fit the format and size, or lie on different devices.
+        UnsupportedError
+            For a device or pixel format that cannot be used here.
+
+        Examples
+        --------
+        >>> import mmcore, numpy
+        >>> frames = numpy.full((2, 6, 8), 128, numpy.uint8)  # two frames, 4 rows of luma and 2 of chroma
+        >>> len(mmcore.Planes.from_arrays(frames, "nv12", 4, 8))
+        2
+        """
+        check_facts(height, width, matrix, full_range, chroma_location)
+        memory = memory_of_arrays(
+            arrays,
+            pixel_format(format),
+            height,
+            width,
+            device=device,
+            stream=stream,
+            surface_height=surface_height,
+        )
+        return _ForeignPlanes(memory, format, height, width, matrix, full_range, chroma_location)
+
+
+class _ForeignPlanes(Planes):
+    """Planes given by what :class:`PlaneMemory` describes; tensors are made of them only when asked for."""
+
+    def __init__(
+        self,
+        memory: PlaneMemory,
+        format: str,
+        height: int,
+        width: int,
+        matrix: str | None,
+        full_range: bool | None,
+        chroma_location: str | None,
+    ) -> None:
+        values = vars(self)  # the dataclass is frozen
+        values.update(format=format, height=height, width=width, matrix=matrix)
+        values.update(full_range=full_range, chroma_location=chroma_location, memory=memory)
+
+    memory: PlaneMemory
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        return plane_tensors(self.memory, pixel_format(self.format), self.height, self.width)
+
+    def __len__(self) -> int:
+        return self.memory.frames
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("Planes of another library's memory cannot be pickled; Planes(planes.data, ...) can")
 
 
 def pixel_format(name: str) -> PixelFormat:
@@ -110,13 +304,27 @@ def pixel_format(name: str) -> PixelFormat:
     return fmt
 
 
-def check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: int) -> None:
-    """Refuse planes that are not dense tensors on one device, of the format's dtype and large enough."""
+def check_facts(
+    height: int, width: int, matrix: str | None, full_range: bool | None, chroma_location: str | None
+) -> None:
+    """Refuse sizes and colours that no frame has."""
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int):
             raise TypeError(f"Planes: {name}: expected an int, got {value!r}")
     if height < 1 or width < 1:
         raise ValueError(f"Planes: height and width must be 1 or more, got {height}x{width}")
+    for name, choice, choices in (
+        ("matrix", matrix, ("601", "709", "2020")),
+        ("chroma_location", chroma_location, ("left", "center", "topleft", "nearest")),
+    ):
+        if choice is not None and choice not in choices:
+            raise ValueError(f"Planes: {name}: expected one of {', '.join(choices)} or None, got {choice!r}")
+    if full_range is not None and not isinstance(full_range, bool):
+        raise TypeError(f"Planes: full_range: expected a bool or None, got {full_range!r}")
+
+
+def check_planes(data: Sequence[Tensor], fmt: PixelFormat, height: int, width: int) -> None:
+    """Refuse planes that are not dense tensors on one device, of the format's dtype and large enough."""
     if len(data) < fmt.num_planes:
         raise ValueError(f"Planes: {fmt.name} has {fmt.num_planes} planes, got {len(data)}")
     dtypes = (torch.uint8,) if fmt.bytes_per_sample == 1 else (torch.uint16, torch.int16)
@@ -212,6 +420,61 @@ def prepare_out(
     return out
 
 
+class SourceKind:
+    """Frames of one format, size and colour and what becomes of them: what their conversions share."""
+
+    def __init__(
+        self, fmt: PixelFormat, height: int, width: int, color: ColorSpec, transform: FrameTransform
+    ):
+        self.fmt, self.height, self.width = fmt, height, width
+        self.color, self.transform = color, transform
+        self.geometry = transform.geometry(height, width)
+        self.out_size = self.geometry.out_h, self.geometry.out_w
+
+    @functools.cached_property
+    def plan(self) -> _core.FramesPlan:
+        """Filters and coefficients."""
+        return frames_plan(self.fmt, self.height, self.width, self.color, self.transform)
+
+
+@functools.lru_cache(maxsize=1024)
+def source_kind(format_name: str, height: int, width: int, color: ColorSpec, transform: str) -> SourceKind:
+    """Look up a kind of frames; by the transform's spec, whose hash is at hand."""
+    return SourceKind(pixel_format(format_name), height, width, color, FrameTransform.from_spec(transform))
+
+
+def planes_kind(planes: Planes, transform: FrameTransform) -> SourceKind:
+    """Kind of Planes under a transform."""
+    color = planes_color(
+        pixel_format(planes.format), planes.matrix, planes.full_range, planes.chroma_location, transform
+    )
+    return source_kind(planes.format, planes.height, planes.width, color, transform.spec)
+
+
+class FrameGroup(NamedTuple):
+    """Frames of one kind that lie in one place."""
+
+    kind: SourceKind
+    memory: PlaneMemory
+    tensors: Sequence[Tensor] | None  # None: to be made of the memory where something reads tensors
+
+
+def tensor_group(data: Sequence[Tensor], kind: SourceKind) -> FrameGroup:
+    """Group of checked (T, rows, samples) planes."""
+    tensors = [
+        p if p.stride(2) == 1 or p.shape[2] == 1 else p.contiguous() for p in data[: kind.fmt.num_planes]
+    ]
+    return FrameGroup(kind, memory_of_tensors(tensors, kind.fmt), tensors)
+
+
+def planes_group(planes: Planes, transform: FrameTransform) -> FrameGroup:
+    """Group of Planes under a transform."""
+    kind = planes_kind(planes, transform)
+    if isinstance(planes, _ForeignPlanes):
+        return FrameGroup(kind, planes.memory, None)
+    return tensor_group(planes.data, kind)
+
+
 def convert_planes(
     data: Sequence[Tensor],
     format_name: str,
@@ -222,49 +485,84 @@ def convert_planes(
     out: Tensor | None,
 ) -> Tensor:
     """Convert (T, rows, samples) planes on the active backend into a batch in the transform's layout."""
-    fmt = pixel_format(format_name)
-    g = transform.geometry(height, width)
-    planes = [
-        p.detach() if p.stride(2) == 1 or p.shape[2] == 1 else p.contiguous() for p in data[: fmt.num_planes]
-    ]
-    count, device = len(planes[0]), planes[0].device
-    result = prepare_out(out, transform.output_shape(count, height, width), transform.dtype, device)
-    if out is not None and any(_overlap(out, p) for p in planes):
+    kind = source_kind(format_name, height, width, color, transform.spec)
+    return convert_groups([tensor_group(data, kind)], transform, out)
+
+
+def convert_groups(groups: Sequence[FrameGroup], transform: FrameTransform, out: Tensor | None) -> Tensor:
+    """Convert groups of frames, which may differ in kind but not in their result's size, into one batch."""
+    kind, memory, _ = groups[0]
+    size, device = kind.out_size, memory.device
+    count = 0
+    for i, group in enumerate(groups):
+        if group.memory.device != device:
+            raise ValueError(f"frames: item {i} is on {group.memory.device}, item 0 on {device}")
+        if group.kind.out_size != size:
+            h, w = group.kind.out_size
+            raise ValueError(
+                f"frames: item {i} of {group.kind.height}x{group.kind.width} pixels becomes {h}x{w}, those"
+                f" before it became {size[0]}x{size[1]}: set resize=(height, width) for frames of unequal"
+                " size"
+            )
+        count += group.memory.frames
+    result = prepare_out(out, transform.output_shape(count, kind.height, kind.width), transform.dtype, device)
+    if out is not None and any(_overlap(out, group) for group in groups):
         raise ValueError("out: overlaps the memory of the planes")
     if count == 0:
         return result
     backend = active_backend(device.type, ("reference", "cpu", "cuda"))
+    memories = [group.memory for group in groups]
+    if device.type == "cuda":
+        wait_for_producers(device, memories)
     if backend == "reference":
         from mmcore.backends import reference
 
-        values = reference.convert([p.cpu() for p in planes], fmt, height, width, color, transform)
-        return result.copy_(reference.apply_layout(values, transform.layout))
-    if backend == "cuda":
-        load_backend("cuda").convert_planes(planes, fmt, height, width, color, transform, result)
-        repeat_last(result, transform.layout, count, g.out_h, g.out_w)
-        return result
-    plan = frames_plan(fmt, height, width, color, transform)
-    size = fmt.bytes_per_sample
-    frames = [
-        [(p.data_ptr() + t * p.stride(0) * size, p.stride(1) * size) for p in planes] for t in range(count)
-    ]
-    plan.convert(frames, output_desc(result, transform.layout, g.out_h, g.out_w), 0, get_num_threads())
-    repeat_last(result, transform.layout, count, g.out_h, g.out_w)
+        values = torch.cat([_reference(group) for group in groups])
+        result.copy_(reference.apply_layout(values, transform.layout))
+    elif backend == "cuda":
+        load_backend("cuda").convert_groups(groups, result)
+        repeat_last(result, transform.layout, count, *size)
+    else:
+        _convert_on_cpu(groups, transform, result)
+        repeat_last(result, transform.layout, count, *size)
+    if device.type == "cuda":
+        hand_back(device, memories)
     return result
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    def span(t: Tensor) -> tuple[int, int]:
-        low = high = t.data_ptr()
-        for extent, stride in zip(t.shape, t.stride(), strict=True):
-            reach = (extent - 1) * stride * t.element_size()
-            low, high = low + min(reach, 0), high + max(reach, 0)
-        return low, high + t.element_size()
+def _reference(group: FrameGroup) -> Tensor:
+    from mmcore.backends import reference
 
-    if a.numel() == 0 or b.numel() == 0:
+    kind, memory, tensors = group
+    if tensors is None:
+        tensors = plane_tensors(memory, kind.fmt, kind.height, kind.width)
+    data = [p.detach().cpu() for p in tensors]
+    return reference.convert(data, kind.fmt, kind.height, kind.width, kind.color, kind.transform)
+
+
+def _convert_on_cpu(groups: Sequence[FrameGroup], transform: FrameTransform, out: Tensor) -> None:
+    output = output_desc(out, transform.layout, *groups[0].kind.out_size)
+    threads = get_num_threads()
+    first = 0
+    # Neighbours of one kind are one call, which shares them out to the threads.
+    for kind, same in itertools.groupby(groups, lambda group: group.kind):
+        frames = [
+            [(p.address + t * p.frame_pitch, p.pitch) for p in group.memory.planes]
+            for group in same
+            for t in range(group.memory.frames)
+        ]
+        kind.plan.convert(frames, output, first, threads)
+        first += len(frames)
+
+
+def _overlap(out: Tensor, group: FrameGroup) -> bool:
+    low, kind = out.data_ptr(), group.kind
+    if out.numel() == 0 or group.memory.frames == 0:
         return False
-    (a_low, a_high), (b_low, b_high) = span(a), span(b)
-    return a_low < b_high and b_low < a_high
+    high = low + out.numel() * out.element_size()  # contiguous
+    return any(
+        low < end and first < high for first, end in group.memory.spans(kind.fmt, kind.height, kind.width)
+    )
 
 
 def slot_view(out: Tensor, layout: str | Patches, index: int, height: int, width: int) -> Tensor:

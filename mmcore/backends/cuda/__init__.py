@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mmcore.backends.cuda.frames import convert_planes
+from mmcore.backends.cuda.frames import convert_groups, pointer_device
 
-__all__ = ["convert_planes"]
+__all__ = ["convert_groups", "pointer_device"]
