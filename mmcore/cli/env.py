@@ -18,7 +18,7 @@ OPTIONAL = ("typer", "rich", "matplotlib", "safetensors", "triton")
 
 
 def env(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
-    """Show versions, the CPU, the instruction set in use and the backends."""
+    """Show versions, the CPU, the instruction set in use, the backends and whether NVDEC is there."""
     facts = collect()
     if json:
         typer.echo(jsonlib.dumps(facts, indent=2))
@@ -35,6 +35,8 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print JSON instead of
     out.print(backends)
     out.print(key_value_table("Machine", facts["machine"]))
     packages = {k: v or "not installed" for k, v in facts["packages"].items()}
+    decoding = {name: _text(value) for name, value in facts["gpu_decoding"].items()}
+    out.print(key_value_table("Decoding on a GPU", decoding))
     out.print(key_value_table("Packages", packages | {f"FFmpeg {k}": v for k, v in facts["ffmpeg"].items()}))
 
 
@@ -46,6 +48,7 @@ def collect() -> dict[str, Any]:
     import torch
 
     import mmcore
+    from mmcore.decoding.nvdec_choice import nvdec_facts
 
     packages: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "numpy", "av", *OPTIONAL):
@@ -66,6 +69,7 @@ def collect() -> dict[str, Any]:
             "system": platform.platform(),
             "executable": sys.executable,
         },
+        "gpu_decoding": nvdec_facts(),
         "packages": packages,
         "ffmpeg": {name: ".".join(map(str, v)) for name, v in av.library_versions.items()},
     }

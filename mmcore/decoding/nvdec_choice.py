@@ -210,7 +210,7 @@ def nvdec_facts() -> dict[str, Any]:
         if any(config.device_type == HWDeviceType.cuda for config in configs):
             codecs.append(name)
     return {
-        "hardware device types": hwdevices_available(),
-        "nvdec codecs": codecs,
-        "nvdec": why_not_here() or "its libraries are there",
+        "device types": hwdevices_available(),
+        "NVDEC codecs": codecs,
+        "NVDEC": why_not_here() or "its libraries are there",
     }

@@ -107,6 +107,9 @@ def test_env(run: Any) -> None:
     assert facts["packages"]["torch"]
     assert "libavcodec" in facts["ffmpeg"]
     assert facts["machine"]["mmcore threads"] == mmcore.get_num_threads()
+    decoding = facts["gpu_decoding"]
+    assert bool(decoding["NVDEC codecs"]) == ("cuda" in decoding["device types"])
+    assert decoding["NVDEC"]
     shown = run("env")
     assert shown.exit_code == 0, shown.output
     assert facts["packages"]["av"] in shown.output
