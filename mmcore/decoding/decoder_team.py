@@ -199,7 +199,8 @@ class DecoderTeam:
         workers = min(threads, len(head)) if reader.source.is_shareable else 1
         opened = sum(1 for r in self._idle if r.num_threads == 1 and r.container is not None)
         opening = _OPENING_SECONDS if opened < workers else 0.0
-        can_thread = reader.pixels >= _THREADED_PIXELS
+        # A GPU decodes the frames of one group one after the other.
+        can_thread = reader.pixels >= _THREADED_PIXELS and reader.nvdec is None
         if len(head) == _LOOK_AHEAD:
             shared: tuple[float, int] = (0.0, 0)
         else:

@@ -34,9 +34,12 @@ class Nvdec:
     ----------
     device : int
         Number of the CUDA device.
+    engines : int
+        How many streams of this kind it decodes at the same time.
     """
 
     device: int
+    engines: int = 1
 
     def open(self, stream: VideoStream) -> VideoCodecContext:
         """A decoder for the packets of ``stream``, beside the stream's own.

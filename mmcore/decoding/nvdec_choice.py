@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .metadata import VideoStreamMetadata
     from .reader import FrameReader
 
-__all__ = ["CODECS", "nvdec_facts", "use_nvdec", "warn_fallback", "why_not", "why_not_here"]
+__all__ = ["CODECS", "look", "nvdec_facts", "use_nvdec", "warn_fallback", "why_not_here"]
 
 CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
 """Codecs that NVDEC may decode, by FFmpeg's names, and their numbers in ``cudaVideoCodec``."""
@@ -53,13 +53,14 @@ def use_nvdec(reader: FrameReader, metadata: VideoStreamMetadata, device: torch.
     """
     codec = reader.opened()[1].codec_context
     coded = codec.coded_width or codec.width, codec.coded_height or codec.height
-    reason = why_not(metadata.codec, metadata.pixel_format, *coded, device)
+    reason, engines = look(metadata.codec, metadata.pixel_format, *coded, device)
     if reason is not None:
         return reason
     width, height = metadata.width, metadata.height
     if metadata.rotation % 180:
         width, height = height, width
-    reader.nvdec = Nvdec(torch.cuda.current_device() if device.index is None else device.index)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    reader.nvdec = Nvdec(number, engines)
     try:
         frame = next(reader.read((0,)))[1]
         reason = str(frame) if isinstance(frame, DecodeError) else _why_not_frame(frame, width, height)
@@ -111,10 +112,10 @@ def why_not_here() -> str | None:
     return None
 
 
-def why_not(
+def look(
     codec: str, pixel_format: str | None, width: int, height: int, device: torch.device
-) -> str | None:
-    """Why NVDEC cannot decode such a stream, None if it says it can.
+) -> tuple[str | None, int]:
+    """Why NVDEC cannot decode such a stream, None if it says it can; and on how many engines.
 
     Parameters
     ----------
@@ -128,18 +129,19 @@ def why_not(
         Of type "cuda".
     """
     if codec not in CODECS:
-        return f"NVDEC does not decode {codec} to the bit; it does {', '.join(CODECS)}"
+        return f"NVDEC does not decode {codec} to the bit; it does {', '.join(CODECS)}", 0
     reason = why_not_here()
     if reason is not None:
-        return reason
+        return reason, 0
     fmt = PIXEL_FORMATS.get(pixel_format or "")
     if fmt is None or fmt.family != "yuv":
-        return f"NVDEC does not decode {codec} to {pixel_format}"
+        return f"NVDEC does not decode {codec} to {pixel_format}", 0
     chroma = _CHROMA[fmt.log2_chroma_w, fmt.log2_chroma_h]
     caps = _capabilities(CODECS[codec], chroma, fmt.bits, device)
     if caps is None:  # a driver of 2017: it will be seen when it decodes
-        return None
-    return _unfit(caps, f"{codec} {pixel_format}", width, height, torch.cuda.get_device_name(device))
+        return None, 1
+    gpu = torch.cuda.get_device_name(device)
+    return _unfit(caps, f"{codec} {pixel_format}", width, height, gpu), max(1, caps.num_engines)
 
 
 class Capabilities(ctypes.Structure):

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from mmcore.errors import DecodeError, UnsupportedError
+from mmcore.ops.device_target import DeviceTarget, check_convert_on, open_target
+from mmcore.ops.devices import check_device
 from mmcore.ops.frame_transform import FrameTransform, Patches
-from mmcore.ops.planes import check_device, prepare_out
+from mmcore.ops.planes import prepare_out
 
 from .arguments import elements, integer, number_of_seconds, timeout_seconds
 from .decoder_team import DecoderTeam
@@ -58,9 +60,16 @@ class VideoDecoder:
         Number of the stream in the file; by default the video stream that FFmpeg thinks best.
     num_threads : int, optional
         Threads to decode with, by default ``mmcore.get_num_threads()``: several groups of pictures at a time,
-        or several frames of one group, whichever is expected to take less time.
+        or several frames of one group, whichever is expected to take less time. With NVDEC by default not
+        more than the GPU has engines for the codec.
     device : str or torch.device
-        Only "cpu".
+        Where the frames shall be: "cpu", "cuda", "cuda:1". On a CUDA device they are ready in the order of the
+        stream that is torch's current one at the time of the call, which is not waited for. Times, and what
+        else is small, stay on the CPU.
+    convert_on : {"auto", "cpu", "cuda"}
+        Where frames that the CPU decoded are converted for a CUDA device. "cuda": their planes are uploaded
+        and converted there. "cpu": the CPU's threads convert them, and the result is uploaded. "auto": what is
+        expected to be faster for their size, and "cpu" where this build has no CUDA kernels.
     seek_mode : {"exact", "approximate"}
         "exact" reads the file's packets once, without decoding them, and then knows every frame's time. With
         "approximate" nothing is read beforehand: the number of frames and their times are computed from the
@@ -80,10 +89,16 @@ class VideoDecoder:
     network : bool
         Allow URLs, FFmpeg's other protocols, and playlists, which name further files. Off by default, so that
         a name or a file from elsewhere cannot make this process open others.
+    decoder : {"cpu", "nvdec"}
+        What decodes. "nvdec", which is experimental, is NVIDIA's video decoder, for H.264, HEVC, VP8, VP9 and
+        AV1 as far as the GPU does them; ``device`` must be its. Where it cannot, the CPU decodes, and a
+        warning says why, once for each reason; :attr:`decoder` tells which it is.
 
     Attributes
     ----------
     metadata : VideoStreamMetadata
+    decoder : str
+        "cpu" or "nvdec": what decodes.
 
     Raises
     ------
@@ -116,22 +131,30 @@ class VideoDecoder:
         stream_index: int | None = None,
         num_threads: int | None = None,
         device: str | torch.device = "cpu",
+        convert_on: str = "auto",
         seek_mode: str = "exact",
         transform: FrameTransform | None = None,
         on_error: str = "raise",
         index: str | os.PathLike[str] | None = None,
         network: bool = False,
+        decoder: str = "cpu",
         _shared: SharedPass | None = None,
     ) -> None:
-        check_device(device)
+        self._device = check_device(device)
+        self._convert_on = check_convert_on(convert_on, self._device)
         if seek_mode not in ("exact", "approximate"):
             raise ValueError(f"seek_mode: expected 'exact' or 'approximate', got {seek_mode!r}")
         if on_error not in ("raise", "skip", "nearest"):
             raise ValueError(f"on_error: expected 'raise', 'skip' or 'nearest', got {on_error!r}")
+        if decoder not in ("cpu", "nvdec"):
+            raise ValueError(f"decoder: expected 'cpu' or 'nvdec', got {decoder!r}")
+        if decoder == "nvdec" and torch.device(device).type != "cuda":
+            raise ValueError("decoder='nvdec': its frames lie on a GPU: pass device='cuda'")
         if transform is not None and not isinstance(transform, FrameTransform):
             raise TypeError(f"transform: expected a FrameTransform, got {type(transform).__name__}")
         if stream_index is not None:
             stream_index = integer("stream_index", stream_index)
+        threads_given = num_threads is not None
         if num_threads is None:
             from mmcore.threads import get_num_threads
 
@@ -151,8 +174,28 @@ class VideoDecoder:
         with passing_interrupts():
             self._reader = FrameReader(source, stream_index, 1, exact, cache, _shared)
         self._team = DecoderTeam(self._reader, num_threads)
+        if decoder == "nvdec":
+            self._use_nvdec(torch.device(device), threads_given)
+
+    def _use_nvdec(self, device: torch.device, threads_given: bool) -> None:
+        from .nvdec_choice import use_nvdec, warn_fallback
+
+        # The metadata come from a frame that the CPU decodes: the GPU's do not tell the rotation.
+        metadata = self.metadata
+        with self._locked():
+            reason = use_nvdec(self._reader, metadata, device)
+        nvdec = self._reader.nvdec
+        if nvdec is None:
+            warn_fallback(reason or "")
+        elif not threads_given:  # a decoder keeps one engine busy
+            self._team.num_threads = min(self._team.num_threads, nvdec.engines)
 
     # --- the stream
+
+    @property
+    def decoder(self) -> str:
+        """What decodes: "cpu" or "nvdec"."""
+        return "cpu" if self._reader.nvdec is None else "nvdec"
 
     @property
     def metadata(self) -> VideoStreamMetadata:
@@ -235,13 +278,15 @@ class VideoDecoder:
             For a frame that cannot be decoded, and at the end if the file breaks off before its last frame,
             both only with ``on_error="raise"``.
         """
-        return self._iterate()
+        return self._iterate(self._open_target())
 
-    def _iterate(self) -> Iterator[Tensor]:
+    def _iterate(self, device: DeviceTarget | None) -> Iterator[Tensor]:
         lost = 0  # frames before the first one that can be decoded
         last: Tensor | None = None
         with contextlib.closing(
-            self._run(range(len(self)), self._convert_single, capacity=self._ahead())
+            self._run(
+                range(len(self)), functools.partial(self._convert_single, device), capacity=self._ahead()
+            )
         ) as run:
             for _, found in run:
                 if not isinstance(found, DecodeError):
@@ -257,8 +302,8 @@ class VideoDecoder:
         if self._on_error == "raise" and self._index.damage is not None:
             raise DecodeError(self._broken_off())
 
-    def _convert_single(self, target: int, frame: VideoFrame) -> Tensor:
-        builder = self._builder(1, frame, None)
+    def _convert_single(self, device: DeviceTarget | None, target: int, frame: VideoFrame) -> Tensor:
+        builder = self._builder(device, 1, frame, None)
         self._put(builder, 0, target, frame)
         return self._without_batch(builder.finish())
 
@@ -572,10 +617,13 @@ class VideoDecoder:
         """
         timeout = timeout_seconds(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
+        device = self._open_target()
+        builder = functools.partial(self._builder, device)
+        empty = functools.partial(self._empty, device)
         if not count:
-            return self._empty(out), set()
+            return empty(out), set()
         with self._locked():
-            batch = PendingBatch(self._builder, self._put, self._empty, targets, slots, count, out)
+            batch = PendingBatch(builder, self._put, empty, targets, slots, count, out)
             lost: dict[int, DecodeError] = {}
             with contextlib.closing(self._run(targets, batch.put, timeout=timeout)) as run:
                 for target, found in run:
@@ -611,15 +659,24 @@ class VideoDecoder:
                     break
         raise DecodeError(f"{error}; nor is there a frame near it that can be") from error
 
-    def _builder(self, count: int, frame: VideoFrame, out: Tensor | None) -> FrameBatchBuilder:
+    def _open_target(self) -> DeviceTarget | None:
+        """Begin a call whose frames shall be on the device; None for the CPU."""
+        if self._device.type == "cpu":
+            return None
+        return open_target(self._device, self._convert_on, self._team.num_threads, decodes=True)
+
+    def _builder(
+        self, device: DeviceTarget | None, count: int, frame: VideoFrame, out: Tensor | None
+    ) -> FrameBatchBuilder:
         from mmcore.ops.frame_batch_builder import FrameBatchBuilder
 
         return FrameBatchBuilder(
             count,
             self._transform,
             out=out,
-            rotation=clockwise_rotation(frame),
+            rotation=clockwise_rotation(frame) if self._reader.nvdec is None else self.metadata.rotation,
             codec_name=self._reader.codec_name,
+            _target=device,
         )
 
     def _put(self, builder: FrameBatchBuilder, slot: int, target: int, frame: VideoFrame) -> None:
@@ -629,10 +686,10 @@ class VideoDecoder:
             where = f"frame {target} of {self._name}, stream {self._reader.stream_index}"
             raise type(error)(f"{error} ({where})") from error
 
-    def _empty(self, out: Tensor | None, count: int = 0) -> Tensor:
+    def _empty(self, device: DeviceTarget | None, out: Tensor | None, count: int = 0) -> Tensor:
         metadata = self.metadata
         shape = self._transform.output_shape(count, metadata.height, metadata.width)
-        return prepare_out(out, shape, self._transform.dtype)
+        return prepare_out(out, shape, self._transform.dtype, None if device is None else device.queue.device)
 
     # --- arguments
 
