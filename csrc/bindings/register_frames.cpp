@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "frames_output.h"
@@ -93,6 +95,27 @@ void read_planes(const Plan& p, const py::sequence& planes, const std::uint8_t**
   }
 }
 
+// (source, pitch there, target, pitch there, bytes of a row, rows); pitches in bytes, may be negative
+using Rows = std::tuple<std::uintptr_t, std::int64_t, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t>;
+
+void copy_rows(const std::vector<Rows>& blocks) {
+  for (const auto& [source, source_pitch, target, target_pitch, bytes, rows] : blocks) {
+    if (bytes < 0 || rows < 0) throw std::invalid_argument("copy_rows: negative extent");
+  }
+  py::gil_scoped_release release;
+  for (const auto& [source, source_pitch, target, target_pitch, bytes, rows] : blocks) {
+    const auto* from = reinterpret_cast<const std::uint8_t*>(source);
+    auto* to = reinterpret_cast<std::uint8_t*>(target);
+    if (source_pitch == bytes && target_pitch == bytes) {
+      std::memcpy(to, from, static_cast<std::size_t>(bytes * rows));
+      continue;
+    }
+    for (std::int64_t y = 0; y < rows; ++y) {
+      std::memcpy(to + y * target_pitch, from + y * source_pitch, static_cast<std::size_t>(bytes));
+    }
+  }
+}
+
 }  // namespace
 
 void register_frames(py::module_& m) {
@@ -109,6 +132,16 @@ void register_frames(py::module_& m) {
             return py::bytes(reinterpret_cast<const char*>(tables.data()), tables.size());
           },
           "The plan as device kernels read it: bytes to copy to the device as they are.")
+      .def(
+          "regions",
+          [](const Plan& self) {
+            std::vector<std::tuple<int, int, int, int, int>> regions;
+            for (const mmcore::PlaneRegion& r : mmcore::plane_regions(*self.plan)) {
+              regions.emplace_back(r.plane, r.first_row, r.rows, r.first_sample, r.samples);
+            }
+            return regions;
+          },
+          "What is read of each plane that is read: (plane, first row, rows, first sample, samples).")
       .def(
           "convert_frame",
           [](const Plan& self, const py::sequence& planes, const Output& output, std::int64_t index) {
@@ -143,4 +176,6 @@ void register_frames(py::module_& m) {
           },
           py::arg("frames"), py::arg("output"), py::arg("first"), py::arg("threads"),
           "Convert frames, each a sequence of (pointer, pitch in bytes) per plane, into slots from `first` on.");
+  m.def("copy_rows", &copy_rows, py::arg("blocks"),
+        "Copy blocks of rows, each (source, pitch, target, pitch, bytes of a row, rows), which must not overlap.");
 }

@@ -614,4 +614,18 @@ std::shared_ptr<const FramesPlan> make_frames_plan(const FramesSpec& spec) {
   return std::make_shared<const FramesPlan>(spec);
 }
 
+std::vector<PlaneRegion> plane_regions(const FramesPlan& plan) {
+  std::vector<PlaneRegion> regions;
+  for (const PlaneStage& p : plan.convert.planes) {
+    const VerticalFilter& v = *p.vertical;
+    int first = v.start[0], last = 0;
+    for (std::size_t i = 0; i < v.start.size(); ++i) {
+      first = std::min(first, v.start[i]);
+      last = std::max(last, v.start[i] + v.count[i]);
+    }
+    regions.push_back({p.plane, first, last - first, p.sample_begin, p.sample_count});
+  }
+  return regions;
+}
+
 }  // namespace mmcore

@@ -63,13 +63,13 @@ class VideoDecoder:
         or several frames of one group, whichever is expected to take less time. With NVDEC by default not
         more than the GPU has engines for the codec.
     device : str or torch.device
-        Where the frames shall be: "cpu", "cuda", "cuda:1". On a CUDA device they are ready in the order of the
-        stream that is torch's current one at the time of the call, which is not waited for. Times, and what
-        else is small, stay on the CPU.
+        Where the frames shall be: "cpu", "cuda", "cuda:1". On a CUDA device they are ready in the order of
+        the stream that is torch's current one at the time of the call, which is not waited for. Times, and
+        what else is small, stay on the CPU.
     convert_on : {"auto", "cpu", "cuda"}
         Where frames that the CPU decoded are converted for a CUDA device. "cuda": their planes are uploaded
-        and converted there. "cpu": the CPU's threads convert them, and the result is uploaded. "auto": what is
-        expected to be faster for their size, and "cpu" where this build has no CUDA kernels.
+        and converted there. "cpu": the CPU's threads convert them, and the result is uploaded. "auto": what
+        is expected to be faster for their size, and "cpu" where this build has no CUDA kernels.
     seek_mode : {"exact", "approximate"}
         "exact" reads the file's packets once, without decoding them, and then knows every frame's time. With
         "approximate" nothing is read beforehand: the number of frames and their times are computed from the

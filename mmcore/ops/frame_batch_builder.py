@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mmcore.backends import active_backend
+from mmcore.backends import active_backend, backend
 from mmcore.backends.cpu import Output, frames_plan, output_desc
 from mmcore.errors import UnsupportedError
+from mmcore.ops.device_target import DeviceTarget, FrameDescription, open_target
 from mmcore.ops.frame_transform import FrameTransform
+from mmcore.ops.frame_uploader import FrameKind, FrameUploader, frame_kind
 from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 from mmcore.ops.planes import (
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["FrameBatchBuilder"]
 
 _ROTATIONS = (0, 90, 180, 270)
+# A batch that is converted on the CPU for a device is made in page-locked memory up to this size.
+_PINNED_BYTES = 256 << 20
 
 
 class FrameBatchBuilder:
@@ -54,10 +60,21 @@ class FrameBatchBuilder:
         picture.
     codec_name : str, optional
         FFmpeg's name of the codec, for its chroma position.
+    device : str or torch.device
+        Where the batch shall be. On a CUDA device it is complete in the order of the stream that is torch's
+        current one where the builder is made.
+    convert_on : {"auto", "cpu", "cuda"}
+        As in :func:`frames_to_tensor`.
+
+    Raises
+    ------
+    ValueError, UnsupportedError
+        For an argument that is wrong, or a device that is not there.
 
     Notes
     -----
-    Different threads may put different slots at the same time; the GIL is released during a conversion.
+    Different threads may put different slots at the same time; the GIL is released during a conversion. A
+    frame may be freed as soon as it was put.
     """
 
     def __init__(
@@ -68,6 +85,9 @@ class FrameBatchBuilder:
         out: Tensor | None = None,
         rotation: int = 0,
         codec_name: str | None = None,
+        device: str | torch.device = "cpu",
+        convert_on: str = "auto",
+        _target: DeviceTarget | None = None,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f"num_frames: expected 1 or more, got {num_frames}")
@@ -78,13 +98,18 @@ class FrameBatchBuilder:
         self._rotation = rotation
         self._codec_name = codec_name
         self._given_out = out
-        self._out: Tensor | None = None
+        self._target = open_target(device, convert_on) if _target is None else _target
+        self._backend = active_backend() if self._target is None else self._target.backend
+        self._out: Tensor | None = None  # the batch, or what it is copied from when it is whole
         self._size = (0, 0)  # of the result's pictures
         self._output: Output | None = None
-        # What the last frame was like and the plan for such frames, None where they take the slow way: one
-        # tuple, so that threads see both or neither change.
-        self._kind: tuple[tuple[Any, ...] | None, _core.FramesPlan | None] = (None, None)
+        self._uploader: FrameUploader | None = None  # of planes; None: the CPU converts
+        # What the last frame was like and how such frames are converted, None where they take the slow way:
+        # one tuple, so that threads see both or neither change.
+        self._kind: tuple[tuple[Any, ...] | None, _core.FramesPlan | FrameKind | None] = (None, None)
         self._filled = [False] * num_frames
+        # What is done to slots of the batch on a device when all frames are on their way there.
+        self._afterwards: list[Callable[[], object]] = []
 
     def put(self, index: int, frame: av.VideoFrame) -> None:
         """Convert ``frame`` into slot ``index``.
@@ -101,19 +126,22 @@ class FrameBatchBuilder:
         if not 0 <= index < self.num_frames:
             raise IndexError(f"slot {index} of a batch of {self.num_frames} frames")
         key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
-        known, plan = self._kind
+        known, kind = self._kind
         if key != known:
-            plan = self._configure(frame, key)
-        if plan is None:
+            kind = self._configure(frame, key)
+        if kind is None:
             self._put_slowly(index, frame)
+        elif isinstance(kind, FrameKind):
+            assert self._uploader is not None
+            self._uploader.put(index, kind, frame.planes)
         else:
-            plan.convert_frame(frame.planes, self._output, index)  # type: ignore[arg-type]
+            kind.convert_frame(frame.planes, self._output, index)  # type: ignore[arg-type]
         self._filled[index] = True
 
     def put_many(self, frames: Sequence[av.VideoFrame], first: int = 0) -> None:
         """Convert ``frames`` into the slots from ``first`` on, several at a time within the thread budget."""
         threads = min(get_num_threads(), len(frames))
-        if threads > 1 and active_backend() == "cpu":  # another backend is chosen for this thread alone
+        if threads > 1 and self._backend != "reference":
             from concurrent.futures import ThreadPoolExecutor
 
             self.put(first, frames[0])  # fixes the size and allocates, alone
@@ -127,17 +155,15 @@ class FrameBatchBuilder:
         """Repeat the picture of slot ``source_index`` in slot ``index``."""
         if self._out is None or not self._filled[source_index]:
             raise ValueError(f"slot {source_index} has not been put")
-        layout = self.transform.layout
-        slot_view(self._out, layout, index, *self._size).copy_(
-            slot_view(self._out, layout, source_index, *self._size)
-        )
+        source, target = self._slot(source_index), self._slot(index)
+        self._do(lambda: target.copy_(source))
         self._filled[index] = True
 
     def clear(self, index: int) -> None:
         """Fill slot ``index`` with 0, in the result's units; another slot must have been put before."""
         if self._out is None:
             raise ValueError("no slot has been put: the size of the pictures is not known")
-        slot_view(self._out, self.transform.layout, index, *self._size).zero_()
+        self._do(self._slot(index).zero_)
         self._filled[index] = True
 
     def finish(self) -> Tensor:
@@ -148,48 +174,107 @@ class FrameBatchBuilder:
         ValueError
             If a slot is empty.
         """
-        if self._out is None or not all(self._filled):
+        out = self._out
+        if out is None or not all(self._filled):
             missing = [i for i, filled in enumerate(self._filled) if not filled]
             raise ValueError(f"frames {missing[:8]} of {self.num_frames} were never put into the batch")
-        repeat_last(self._out, self.transform.layout, self.num_frames, *self._size)
-        return self._out
+        self._do(lambda: repeat_last(out, self.transform.layout, self.num_frames, *self._size))
+        if self._target is None:
+            return out
+        queue = self._target.queue
+        if self._uploader is None:
+            given = self._given_out
+            result = queue.empty(out.shape, out.dtype, queue.stream) if given is None else given
+            queue.do(queue.stream, lambda: result.copy_(out, non_blocking=True))
+            return result
+        self._uploader.flush()
+        queue.do(queue.stream, lambda: [work() for work in self._afterwards])
+        self._afterwards = []
+        return out
 
-    def _configure(self, frame: av.VideoFrame, key: tuple[Any, ...]) -> _core.FramesPlan | None:
-        """Choose the plan for a kind of frame; None where the frame takes the slow way."""
+    def _slot(self, index: int) -> Tensor:
+        assert self._out is not None
+        return slot_view(self._out, self.transform.layout, index, *self._size)
+
+    def _do(self, work: Callable[[], object]) -> None:
+        """Change the batch now, or when its frames are on their way to it."""
+        if self._uploader is None:
+            work()
+        else:
+            self._afterwards.append(work)
+
+    def _configure(self, frame: av.VideoFrame, key: tuple[Any, ...]) -> _core.FramesPlan | FrameKind | None:
+        """Choose how a kind of frame is converted; None where it takes the slow way."""
         name, height, width = key[:3]
         transform = self.transform
         turned = self._rotation in (90, 270)
         g = transform.geometry(*((width, height) if turned else (height, width)))
         size = (g.out_h, g.out_w)
+        fmt = PIXEL_FORMATS.get(name)
+        if self._rotation or self._backend == "reference":
+            fmt = None
+        described = None
+        if fmt is not None:
+            described = fmt, height, width, color_spec(frame, transform, self._codec_name), transform
         if self._out is None:
-            shape = transform.output_shape(self.num_frames, g.source_h, g.source_w)
-            self._out = prepare_out(self._given_out, shape, transform.dtype)
-            self._size = size
-            self._output = output_desc(self._out, transform.layout, *size)
+            self._allocate(transform.output_shape(self.num_frames, g.source_h, g.source_w), size, described)
         elif size != self._size:
             raise ValueError(
                 f"a frame of {height}x{width} pixels becomes {size[0]}x{size[1]}, those before it became"
                 f" {self._size[0]}x{self._size[1]}: set resize=(height, width) for a stream that changes size"
             )
-        fmt = PIXEL_FORMATS.get(name)
-        plan = None
-        if fmt is not None and not self._rotation and active_backend() == "cpu":
-            plan = frames_plan(fmt, height, width, color_spec(frame, transform, self._codec_name), transform)
-        self._kind = (key, plan)
-        return plan
+        kind: _core.FramesPlan | FrameKind | None = None
+        if described is not None:
+            kind = frames_plan(*described) if self._uploader is None else frame_kind(*described)
+        self._kind = (key, kind)
+        return kind
+
+    def _allocate(
+        self, shape: tuple[int, ...], size: tuple[int, int], described: FrameDescription | None
+    ) -> None:
+        """Memory for the batch, and where frames are converted if it is on a device."""
+        dtype, target, given = self.transform.dtype, self._target, self._given_out
+        uploads = False
+        if target is None:
+            out = prepare_out(given, shape, dtype)
+        else:
+            queue = target.queue
+            if given is not None:
+                prepare_out(given, shape, dtype, queue.device)
+            uploads = target.uploads_planes(described, self.num_frames, shape)
+            if not uploads:
+                is_small = math.prod(shape) * dtype.itemsize <= _PINNED_BYTES
+                out = queue.empty_pinned(shape, dtype) if is_small else empty_output(shape, dtype)
+            else:
+                out = queue.empty(shape, dtype, queue.stream) if given is None else given
+        output = output_desc(out, self.transform.layout, *size)
+        if uploads:
+            assert target is not None
+            self._uploader = FrameUploader(target.queue, output, self.num_frames)
+        self._size, self._output, self._out = size, output, out
 
     def _put_slowly(self, index: int, frame: av.VideoFrame) -> None:
         """Foreign pixel formats, turned pictures and the reference backend."""
         color = color_spec(frame, self.transform, self._codec_name)
         if frame.format.name not in PIXEL_FORMATS:
             frame = _reformat(frame, color)
+            if self._uploader is not None and not self._rotation:
+                described = PIXEL_FORMATS[frame.format.name], frame.height, frame.width, color, self.transform
+                self._uploader.put(index, frame_kind(*described), frame.planes)
+                return
         single = self.transform.replace(layout="NCHW")
-        if self._rotation:
-            picture = _convert_turned(frame, color, single, self._rotation)
+        # One that was chosen is that of the thread that made this, not of those that decode.
+        with backend("reference") if self._backend == "reference" else contextlib.nullcontext():
+            if self._rotation:
+                picture = _convert_turned(frame, color, single, self._rotation)
+            else:
+                picture = _convert(frame, color, single)
+        out, layout = self._out, self.transform.layout
+        assert out is not None
+        if self._uploader is None:
+            fill_slot(out, layout, index, picture[0])
         else:
-            picture = _convert(frame, color, single)
-        assert self._out is not None
-        fill_slot(self._out, self.transform.layout, index, picture[0])
+            self._uploader.put_picture(lambda there: fill_slot(out, layout, index, there), picture[0])
 
 
 def _convert(frame: av.VideoFrame, color: ColorSpec, transform: FrameTransform) -> Tensor:

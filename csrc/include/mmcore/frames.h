@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "mmcore/dtype.h"
 
@@ -72,6 +73,12 @@ struct OutputDesc {
 class FramesPlan;  // the filters and coefficients of one (source, transform) pair; immutable, shared by threads
 
 std::shared_ptr<const FramesPlan> make_frames_plan(const FramesSpec& spec);
+
+// What a plan reads of a plane: rows, and samples of each.
+struct PlaneRegion {
+  int plane = 0, first_row = 0, rows = 0, first_sample = 0, samples = 0;
+};
+std::vector<PlaneRegion> plane_regions(const FramesPlan& plan);
 
 // Convert one frame into slot `frame` of the output. `planes[p]`, `pitches[p]`: as FormatDesc counts them.
 // Thread-safe; allocates only thread-local scratch. Throws std::bad_alloc alone.
