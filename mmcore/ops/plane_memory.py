@@ -7,7 +7,6 @@ rows stored last to first, words of a type that torch cannot compute with, memor
 from __future__ import annotations
 
 import ctypes
-import operator
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from mmcore.backends import load_backend
 from mmcore.errors import UnsupportedError
-from mmcore.ops.devices import check_device
+from mmcore.ops.array_protocols import ForeignArray, as_device, as_int, as_streams, read_array
 from mmcore.ops.pixel_formats import PixelFormat
 
 __all__ = [
@@ -103,27 +102,27 @@ def memory_of_pointers(
     surface_height: int | None,
 ) -> PlaneMemory:
     """One frame given by addresses; see ``Planes.from_pointers``."""
-    on = _device(device)
+    on = as_device(device)
     count = fmt.num_planes
     pitch_list = [
-        _int("pitches", p) for p in (pitches if isinstance(pitches, Sequence) else [pitches] * count)
+        as_int("pitches", p) for p in (pitches if isinstance(pitches, Sequence) else [pitches] * count)
     ]
     if len(pitch_list) < count:
         raise ValueError(f"pitches: {fmt.name} has {count} planes, got {len(pitch_list)} pitches")
     if isinstance(pointers, Sequence):
-        addresses = [_int("pointers", p) for p in pointers]
+        addresses = [as_int("pointers", p) for p in pointers]
         if surface_height is not None and len(addresses) > 1:
             raise ValueError(
                 "surface_height: places the other planes after one pointer; got several pointers"
             )
     else:
-        addresses = [_int("pointers", pointers)]
+        addresses = [as_int("pointers", pointers)]
     if len(addresses) == 1 < count:
         addresses = _stacked(addresses[0], pitch_list, fmt, height, width, surface_height)
     if len(addresses) < count:
         raise ValueError(f"pointers: {fmt.name} has {count} planes, got {len(addresses)} pointers")
     planes = tuple(Plane(a, p, 0) for a, p in zip(addresses[:count], pitch_list[:count], strict=True))
-    memory = PlaneMemory(planes, 1, on, _streams(stream, on), owner)
+    memory = PlaneMemory(planes, 1, on, as_streams(stream, on), owner)
     _check(memory, fmt, height, width, "pitches")
     return memory
 
@@ -143,41 +142,13 @@ def _stacked(
             f"pointers: the planes of {fmt.name} have different widths and cannot follow one another at one"
             f" pitch; expected {fmt.num_planes} pointers, got 1"
         )
-    rows = height if surface_height is None else _int("surface_height", surface_height)
+    rows = height if surface_height is None else as_int("surface_height", surface_height)
     if rows < height:
         raise ValueError(f"surface_height: expected {height} (the frame's height) or more, got {rows}")
     if any(p != pitches[0] or p < 0 for p in pitches):
         raise ValueError(f"pitches: one pointer needs one pitch, not negative, got {list(pitches)}")
     # Chroma of half the height has its rows halved too: the second plane ends where the surface ends.
     return [address + p * rows * pitches[0] for p in range(fmt.num_planes)]
-
-
-def _int(name: str, value: object) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: expected ints, got {value!r}") from None
-
-
-def _device(device: str | torch.device) -> torch.device:
-    on = check_device(device)
-    if on.type == "cpu":
-        return torch.device("cpu")
-    return on if on.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def _streams(stream: object, device: torch.device) -> tuple[int, ...]:
-    """Handle of a stream as an integer: 0 is the legacy default stream, which 1 names too."""
-    if stream is None:
-        return ()
-    if device.type != "cuda":
-        raise ValueError(f"stream: planes on {device} have no CUDA stream, got {stream!r}")
-    number = _int("stream", getattr(stream, "cuda_stream", stream))  # torch.cuda.Stream has it
-    if number < 0:
-        raise ValueError(f"stream: expected a CUDA stream's handle of 0 or more, got {number}")
-    return (0 if number == 1 else number,)
 
 
 def _check(memory: PlaneMemory, fmt: PixelFormat, height: int, width: int, pitch_name: str) -> None:
@@ -221,18 +192,6 @@ def _check_on_device(memory: PlaneMemory, fmt: PixelFormat, height: int, width: 
 # arrays of other libraries
 
 
-class _Array(NamedTuple):
-    """What DLPack or ``__cuda_array_interface__`` say; strides in bytes."""
-
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    itemsize: int
-    device: torch.device
-    streams: tuple[int, ...]
-    owner: object
-
-
 def memory_of_arrays(
     arrays: object,
     fmt: PixelFormat,
@@ -246,9 +205,9 @@ def memory_of_arrays(
     """Frames given by objects of other libraries; see ``Planes.from_arrays``."""
     count = fmt.num_planes
     if isinstance(arrays, (list, tuple)):
-        found = [_array(f"arrays[{i}]", a, device) for i, a in enumerate(arrays)]
+        found = [read_array(f"arrays[{i}]", a, device) for i, a in enumerate(arrays)]
     else:
-        found = [_array("arrays", arrays, device)]
+        found = [read_array("arrays", arrays, device)]
     if surface_height is not None and len(found) > 1:
         raise ValueError("surface_height: places the other planes in one array; got several arrays")
     blocks = [_block(a, fmt, p) for p, a in enumerate(found[:count])]
@@ -269,7 +228,7 @@ def memory_of_arrays(
     for i, array in enumerate(found):
         if array.device != on:
             raise ValueError(f"arrays[{i}] is on {array.device}, arrays[0] on {on}")
-    streams = _streams(stream, on) or tuple(dict.fromkeys(s for a in found for s in a.streams))
+    streams = as_streams(stream, on) or tuple(dict.fromkeys(s for a in found for s in a.streams))
     memory = PlaneMemory(
         tuple(plane for _, plane in blocks), blocks[0][0][0], on, streams, [a.owner for a in found]
     )
@@ -278,69 +237,10 @@ def memory_of_arrays(
     return memory
 
 
-def _array(name: str, source: Any, device: str | torch.device | None) -> _Array:
-    if isinstance(source, Tensor) or hasattr(source, "__dlpack__"):
-        return _dlpack_array(name, source)
-    interface = getattr(source, "__cuda_array_interface__", None)
-    if not isinstance(interface, dict):
-        raise TypeError(
-            f"{name}: expected a tensor, or an object with __dlpack__ or __cuda_array_interface__,"
-            f" got {type(source).__name__}"
-        )
-    kind, itemsize = str(interface["typestr"])[1:2], int(str(interface["typestr"])[2:])
-    if kind not in "ui":
-        raise TypeError(f"{name}: expected unsigned or signed integers, got typestr {interface['typestr']!r}")
-    if interface.get("mask") is not None:
-        raise ValueError(f"{name}: masked arrays are not pictures")
-    shape = tuple(int(n) for n in interface["shape"])
-    strides = interface.get("strides")
-    if strides is None:
-        strides = [itemsize]
-        for n in reversed(shape[1:]):
-            strides.insert(0, strides[0] * n)
-    address = int(interface["data"][0])
-    on = _device_of(address) if device is None else _device(device)
-    # Version 3 has streams. 0 is not allowed, but given where the default stream is meant.
-    streams = _streams(interface.get("stream"), on)
-    return _Array(address, shape, tuple(int(s) for s in strides), itemsize, on, streams, source)
-
-
-def _dlpack_array(name: str, source: Any) -> _Array:
-    if isinstance(source, Tensor):
-        tensor = source.detach()
-    else:
-        try:
-            tensor = torch.utils.dlpack.from_dlpack(source)
-        except (BufferError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            raise TypeError(
-                f"{name}: torch cannot take this {type(source).__name__} by DLPack: {error};"
-                " give its address to Planes.from_pointers"
-            ) from error
-    if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
-        raise ValueError(
-            f"{name}: expected a dense array on the CPU or a CUDA device, got a {tensor.layout} one on"
-            f" {tensor.device}"
-        )
-    if tensor.dtype not in (torch.uint8, torch.int8, torch.uint16, torch.int16):
-        raise TypeError(f"{name}: expected uint8, uint16 or int16, got {tensor.dtype}")
-    size = tensor.element_size()
-    strides = tuple(s * size for s in tensor.stride())
-    return _Array(tensor.data_ptr(), tuple(tensor.shape), strides, size, tensor.device, (), tensor)
-
-
-def _device_of(address: int) -> torch.device:
-    """Device that an address belongs to; the current one where that is not known."""
-    try:
-        index = load_backend("cuda").pointer_device(address)
-    except UnsupportedError:
-        index = -1
-    return torch.device("cuda", index) if index >= 0 else _device("cuda")
-
-
 _Block = tuple[tuple[int, int, int], Plane]  # frames, rows and samples per row; where they lie
 
 
-def _block(array: _Array, fmt: PixelFormat, plane: int) -> _Block:
+def _block(array: ForeignArray, fmt: PixelFormat, plane: int) -> _Block:
     """View an array as frames of rows of samples, the channels of interleaved components side by side."""
     if array.itemsize != fmt.bytes_per_sample:
         raise TypeError(
@@ -368,7 +268,7 @@ def _block(array: _Array, fmt: PixelFormat, plane: int) -> _Block:
             f"arrays: plane {plane}: expected shape (rows, samples), (frames, rows, samples) or"
             f" ([frames,] rows, columns, channels), got {array.shape}"
         )
-    if strides[2] != array.itemsize and shape[2] > 1:
+    if strides[2] != array.itemsize and shape[2] > 1 and 0 not in shape:
         raise ValueError(
             f"arrays: plane {plane}: the samples of a row must be neighbours, {array.itemsize} bytes apart,"
             f" got strides of {array.strides} bytes; give address and pitch to Planes.from_pointers"

@@ -285,6 +285,11 @@ class _ForeignPlanes(Planes):
 
     @property
     def data(self) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "Planes of another library's memory cannot be part of a compiled graph: convert them outside"
+                " of the compiled function, or make Planes(planes.data, ...) there"
+            )
         return plane_tensors(self.memory, pixel_format(self.format), self.height, self.width)
 
     def __len__(self) -> int:
