@@ -157,8 +157,8 @@ def losses_calls() -> Iterator[Call]:
         head(Task.mse(), 64, 256),
         head(Task.smooth_l1(), 64, 64, masked=True),
     )
-    yield Call("cross entropy fp32 2048 x 32000", call(head(ce, 2048, 32000)), 96)
-    yield Call("cross entropy bf16 16384 x 128256", call(head(ce, 16384, 128256, bf16)), 96)
+    yield Call("cross entropy fp32 2048 x 32000", call(head(ce, 2048, 32000)), 64)
+    yield Call("cross entropy bf16 16384 x 128256", call(head(ce, 16384, 128256, bf16)), 64)
     yield Call("all options bf16 2048 x 32000", call(head(every, 2048, 32000, bf16, masked=True)), 128)
     yield Call("probabilities bf16 256 x 1000", call(head(ce, 256, 1000, bf16, soft=True)), 96)
     yield Call("distillation bf16 256 x 4096", call(head(Task.kl_distillation(), 256, 4096, bf16)), 128)

@@ -35,6 +35,9 @@ class Sizes(NamedTuple):
     counted_here: int = losses.COUNTED_HERE
     slots: int = losses.SLOTS
     narrow: int = losses.NARROW
+    vector_bytes: int = losses.VECTOR_BYTES
+    vectors: int = losses.VECTORS
+    lanes: int = losses.LANES
 
 
 class KernelCase(NamedTuple):
@@ -52,13 +55,14 @@ class KernelCase(NamedTuple):
 
 _NORMAL = Sizes()
 _SMALL = Sizes(max_block=16, tile=16, counted_here=2, slots=4)  # blocks, tiles and parts with few numbers
+_LONG = Sizes(max_block=4, tile=16, vector_bytes=4, vectors=2, lanes=2)  # rows of several tiles, as long ones
 _TILES = Sizes(
     tile=32, slots=8, narrow=0
 )  # several tiles for each program, in int64; labels counted in steps
 
 _AXES: dict[str, tuple[Any, ...]] = {
     "kind": tuple(KINDS),
-    "sizes": (_NORMAL, _SMALL, _TILES),
+    "sizes": (_NORMAL, _SMALL, _TILES, _LONG),
     "lead": ((7,), (2, 3), (1,), (11,), (), (0,)),
     "columns": (5, 17, 33, 16, 1, 0),
     "reduction": ("mean", "sum", "none"),
@@ -81,7 +85,7 @@ _AXES: dict[str, tuple[Any, ...]] = {
 def _table() -> Iterator[KernelCase]:
     for row in _pairwise(_AXES):
         kinds, sizes = (row.pop("kind"),), row.pop("sizes")
-        if sizes == _SMALL:
+        if sizes in (_SMALL, _LONG):
             # the interpreter takes a millisecond for a line of a kernel: two blocks of few rows are enough
             row["lead"] = {(7,): (5,), (11,): (3,)}.get(row["lead"], row["lead"])
             row["columns"] = min(row["columns"], 17)
@@ -99,6 +103,11 @@ def _table() -> Iterator[KernelCase]:
         yield KernelCase(LossCase((kind,), (2,), 5003, dtypes="bf16", upstream="scaled"), _NORMAL)
     yield KernelCase(LossCase(("ce-weight", "mse"), (5001,), 3, mask="first", log_vars="unit"), _NORMAL)
     yield KernelCase(LossCase(("bce-pos", "smooth_l1"), (70, 61), 2, mask="full", weights="unit"), _NORMAL)
+    how = {"mask": "first", "upstream": "scaled"}
+    for kind in ("ce", "ce-weight", "ce-z", "ce-focal-weight"):
+        for columns, dtypes in ((17, "fp32"), (16, "bf16"), (9, "fp16"), (8, "fp32")):
+            yield KernelCase(LossCase((kind,), (5,), columns, dtypes=dtypes, **how), _LONG)
+    yield KernelCase(LossCase(("ce", "mse", "ce-focal-weight"), (7,), 17, "none", upstream="all"), _LONG)
     # computed in float64, by the reference
     yield KernelCase(LossCase(("ce", "mse"), dtypes="fp64-one", upstream="all"), _NORMAL)
 
@@ -189,7 +198,7 @@ def check_factor_of_one() -> None:
 
 def check_overwriting(device: str = "cpu") -> None:
     """Assert that gradients written over their outputs have the bits of those that are not."""
-    for sizes in (_NORMAL, _SMALL):
+    for sizes in (_NORMAL, _SMALL, _LONG):
         use(sizes)
         for kinds in (
             ("ce", "mse", "kl"),
@@ -219,7 +228,13 @@ def check_overwriting(device: str = "cpu") -> None:
 def check_class_out_of_range(device: str = "cpu") -> None:
     """Assert that such a row has a loss and a gradient of NaN, and the others what they have without it."""
     case = LossCase(("ce",), (6,), 5, ignored="none")
-    for kind, sizes in (("ce", _NORMAL), ("ce-all", _SMALL), ("ce-focal-weight", _SMALL), ("ce-z", _TILES)):
+    for kind, sizes in (
+        ("ce", _NORMAL),
+        ("ce-all", _SMALL),
+        ("ce-focal-weight", _SMALL),
+        ("ce-z", _TILES),
+        ("ce-z", _LONG),
+    ):
         case = replace(case, kinds=(kind,), reduction="none")
         use(sizes)
         inputs = case.inputs().map(lambda t: t.to(device))
@@ -261,7 +276,8 @@ def _values_and_gradient(problem: LossProblem) -> tuple[torch.Tensor, torch.Tens
 
 def use(sizes: Sizes) -> None:
     """Set them in the backend."""
-    losses.MAX_BLOCK, losses.TILE, losses.COUNTED_HERE, losses.SLOTS, losses.NARROW = sizes
+    for name, value in sizes._asdict().items():
+        setattr(losses, name.upper(), value)
 
 
 def main() -> int:

@@ -656,10 +656,13 @@ def _scaled_in_place(
         )
     if total is None:
         return [None] * len(kept)
-    if total.device.type != "cpu" or not _core.is_one(total):
-        for g in kept:
-            if g is not None:
-                g.mul_(total.to(g.dtype) if g.dtype == torch.float64 else total)
+    made = [g for g in kept if g is not None]
+    if not total.is_cpu:
+        # Its value is on the device: a kernel there multiplies, unless it is 1.
+        _backend(call.forced, total.device).scale_gradients(made, total)
+    elif not _core.is_one(total):
+        for g in made:
+            g.mul_(total.to(g.dtype) if g.dtype == torch.float64 else total)
     return kept
 
 

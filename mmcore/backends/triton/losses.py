@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime import driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from mmcore.backends import reference
 from mmcore.backends.triton.fusion import (
+    _COMPILED,
     _check_device,
     _launch,
     _nested,
@@ -39,6 +41,20 @@ MAX_BLOCK = 4096
 
 TILE = 1024
 """Elements of a tile of short rows, or of a run of elements: 8 a thread at 4 warps."""
+
+VECTOR_BYTES = 16
+"""That a thread reads of a long row of classes at once, the most there is one instruction for."""
+
+VECTORS = 4
+"""Of them on their way for each thread: 64 KiB on a multiprocessor of 1024 threads, twice what the memory's
+latency times its speed asks for."""
+
+LANES = 1024
+"""Threads at most that share a long row."""
+
+WARP_BYTES = 8192
+"""Of a long row for each warp. With 32 warps on a multiprocessor, all there is room for, 256 KiB of rows are
+between their two readings on each, 34 MB on 132 of them: they are in the L2 cache the second time."""
 
 COUNTED_HERE = 4096
 """Labels that every program counts itself: at most 32 KiB from the L2 cache, in four steps."""
@@ -200,8 +216,7 @@ class _Call:
         heads = self.problem.heads
         scalars = self.dweights is not None or self.dlog_vars is not None
         sums = total is not None or (grad_total is not None and scalars)
-        longest = max((h.output.shape[1] for h in heads if _kind(h) in _ROW_KINDS), default=1)
-        warps = _warps(longest)
+        warps = _warps(heads)
         plans = []
         for head, dx, unreduced in zip(heads, self.dxs, self.unreduced, strict=True):
             busy = dx is not None or unreduced is not None or (sums and head.task.reduction != "none")
@@ -249,6 +264,8 @@ class _Call:
                 "SLOTS": SLOTS,
                 "WIDE": any(h.units >= NARROW for h in heads),
             }
+            if any(map(_is_long, heads)) and _is_nvidia():
+                arguments["maxnreg"] = 64  # 1024 threads on a multiprocessor, as WARP_BYTES has it
             _launch(kernels.losses_kernel, (programs,), warps, {**arguments, **tensors, **common})
         if sums:
             most = max(plan.programs for plan in plans)
@@ -279,9 +296,31 @@ class _Call:
         return counts
 
 
-def _warps(longest: int) -> int:
-    """Of a program; ``longest``: columns of the longest row."""
-    return 8 if _power_of_two(longest) > TILE else 4
+def _warp_size() -> int:
+    """Threads of a warp of the GPU in use; the interpreter has no warps."""
+    return int(driver.active.get_current_target().warp_size) if _COMPILED else 32
+
+
+def _is_nvidia() -> bool:
+    return _COMPILED and driver.active.get_current_target().backend == "cuda"
+
+
+def _is_long(head: Head) -> bool:
+    """Whether it is a head of long rows of classes, which have a way of their own."""
+    x, plain = head.output, _kind(head) == "classes" and not head.task.options.label_smoothing
+    return plain and x.shape[1] > MAX_BLOCK and x.stride(1) == 1
+
+
+def _warps(heads: Sequence[Head]) -> int:
+    """Of a program."""
+    long = [h.output for h in heads if _is_long(h)]
+    others = [h for h in heads if _kind(h) in _ROW_KINDS and not _is_long(h)]
+    warps = 8 if any(_power_of_two(h.output.shape[1]) > TILE for h in others) else 4
+    if long and all(_kind(h) == "classes" and h.output.shape[1] <= MAX_BLOCK for h in others):
+        # Others need more registers than there are for so many threads.
+        row_bytes = max(x.shape[1] * x.itemsize for x in long)
+        warps = max(warps, min(_power_of_two(-(-row_bytes // WARP_BYTES)), 1024 // _warp_size()))
+    return warps
 
 
 def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
@@ -296,8 +335,12 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
         several = kind != "classes" or bool(options.label_smoothing)  # tiles are held at the same time
         block = MAX_BLOCK // 2 if loop and several else min(_power_of_two(columns), MAX_BLOCK)
         rows = tile = max(1, tile // block)
+    lanes, waves = 0, _WAVES
+    if _is_long(head):
+        rows, block, tile = VECTORS, VECTOR_BYTES // head.output.itemsize, 1
+        lanes, waves = min(LANES, _warp_size() * warps), max(1, 32 // warps)
     all_tiles = -(-head.units // tile)
-    tiles = max(1, -(-all_tiles // _programs(head.output.device, _WAVES)))
+    tiles = max(1, -(-all_tiles // _programs(head.output.device, waves)))
     count, entries, parts, length = "known", head.units, 0, 1
     if gradient and options.reduction == "mean" and (kind == "classes" or head.mask is not None):
         if kind != "classes" and head.mask is not None:
@@ -316,6 +359,7 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
         rows,
         block,
         head.output.is_contiguous() and (head.target is None or head.target.is_contiguous()),
+        lanes,
     )
     programs = -(-all_tiles // tiles) if busy else 0
     return _Plan(kind, options.reduction, count, code, programs, tiles, entries, parts, length)
