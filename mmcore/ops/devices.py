@@ -100,6 +100,8 @@ class DeviceQueue:
     device : torch.device
         With its number.
     stream, uploads : torch.cuda.Stream
+    decoders : torch.cuda.Stream
+        CUDA's legacy default stream, on which FFmpeg's decoders of the device work.
     shared : dict
         What calls on this device leave for later ones.
     """
@@ -107,6 +109,7 @@ class DeviceQueue:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.current_stream(device)
+        self.decoders = torch.cuda.default_stream(device)
         self.uploads, self.shared = _uploads_of(device)
 
     def do(self, stream: Any, work: Callable[[], object]) -> None:

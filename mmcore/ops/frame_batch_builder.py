@@ -24,12 +24,15 @@ from mmcore.ops.planes import (
     RGB_BYTES,
     ColorSpec,
     color_spec,
+    convert_groups,
     convert_planes,
     fill_slot,
+    planes_group,
     prepare_out,
     repeat_last,
     slot_view,
 )
+from mmcore.ops.surfaces import held_format, is_surface, surface_planes
 from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -125,7 +128,12 @@ class FrameBatchBuilder:
         """
         if not 0 <= index < self.num_frames:
             raise IndexError(f"slot {index} of a batch of {self.num_frames} frames")
-        key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
+        name, on_device = frame.format.name, is_surface(frame)
+        if on_device:
+            name = held_format(frame)
+            if not self._takes_surfaces(name):
+                frame, on_device = frame.reformat(format=name), False  # copies it to the CPU
+        key = (name, frame.height, frame.width, frame.colorspace, frame.color_range, on_device)
         known, kind = self._kind
         if key != known:
             kind = self._configure(frame, key)
@@ -133,7 +141,8 @@ class FrameBatchBuilder:
             self._put_slowly(index, frame)
         elif isinstance(kind, FrameKind):
             assert self._uploader is not None
-            self._uploader.put(index, kind, frame.planes)
+            put = self._uploader.put_surface if on_device else self._uploader.put
+            put(index, kind, frame.planes)
         else:
             kind.convert_frame(frame.planes, self._output, index)  # type: ignore[arg-type]
         self._filled[index] = True
@@ -188,9 +197,15 @@ class FrameBatchBuilder:
             queue.do(queue.stream, lambda: result.copy_(out, non_blocking=True))
             return result
         self._uploader.flush()
-        queue.do(queue.stream, lambda: [work() for work in self._afterwards])
-        self._afterwards = []
+        afterwards, self._afterwards = self._afterwards, []
+        queue.do(queue.stream, lambda: [work() for work in afterwards])
         return out
+
+    def _takes_surfaces(self, format_name: str) -> bool:
+        """Whether frames that lie on the device are converted there."""
+        if self._target is None or self._target.convert_on == "cpu" or format_name not in PIXEL_FORMATS:
+            return False
+        return self._out is None or self._uploader is not None
 
     def _slot(self, index: int) -> Tensor:
         assert self._out is not None
@@ -205,7 +220,7 @@ class FrameBatchBuilder:
 
     def _configure(self, frame: av.VideoFrame, key: tuple[Any, ...]) -> _core.FramesPlan | FrameKind | None:
         """Choose how a kind of frame is converted; None where it takes the slow way."""
-        name, height, width = key[:3]
+        name, height, width, *_, on_device = key
         transform = self.transform
         turned = self._rotation in (90, 270)
         g = transform.geometry(*((width, height) if turned else (height, width)))
@@ -217,7 +232,8 @@ class FrameBatchBuilder:
         if fmt is not None:
             described = fmt, height, width, color_spec(frame, transform, self._codec_name), transform
         if self._out is None:
-            self._allocate(transform.output_shape(self.num_frames, g.source_h, g.source_w), size, described)
+            shape = transform.output_shape(self.num_frames, g.source_h, g.source_w)
+            self._allocate(shape, size, described, on_device)
         elif size != self._size:
             raise ValueError(
                 f"a frame of {height}x{width} pixels becomes {size[0]}x{size[1]}, those before it became"
@@ -230,7 +246,11 @@ class FrameBatchBuilder:
         return kind
 
     def _allocate(
-        self, shape: tuple[int, ...], size: tuple[int, int], described: FrameDescription | None
+        self,
+        shape: tuple[int, ...],
+        size: tuple[int, int],
+        described: FrameDescription | None,
+        on_device: bool,
     ) -> None:
         """Memory for the batch, and where frames are converted if it is on a device."""
         dtype, target, given = self.transform.dtype, self._target, self._given_out
@@ -241,7 +261,7 @@ class FrameBatchBuilder:
             queue = target.queue
             if given is not None:
                 prepare_out(given, shape, dtype, queue.device)
-            uploads = target.uploads_planes(described, self.num_frames, shape)
+            uploads = on_device or target.uploads_planes(described, self.num_frames, shape)
             if not uploads:
                 is_small = math.prod(shape) * dtype.itemsize <= _PINNED_BYTES
                 out = queue.empty_pinned(shape, dtype) if is_small else empty_output(shape, dtype)
@@ -256,6 +276,9 @@ class FrameBatchBuilder:
     def _put_slowly(self, index: int, frame: av.VideoFrame) -> None:
         """Foreign pixel formats, turned pictures and the reference backend."""
         color = color_spec(frame, self.transform, self._codec_name)
+        if is_surface(frame):
+            self._put_turned_surface(index, frame, color)
+            return
         if frame.format.name not in PIXEL_FORMATS:
             frame = _reformat(frame, color)
             if self._uploader is not None and not self._rotation:
@@ -276,9 +299,23 @@ class FrameBatchBuilder:
         else:
             self._uploader.put_picture(lambda there: fill_slot(out, layout, index, there), picture[0])
 
+    def _put_turned_surface(self, index: int, frame: av.VideoFrame, color: ColorSpec) -> None:
+        assert self._target is not None
+        queue, layout = self._target.queue, self.transform.layout
+        single = self.transform.replace(layout="NCHW")
+        out = self._out
+        assert out is not None
+
+        def put() -> None:
+            fill_slot(out, layout, index, _convert_turned(frame, color, single, self._rotation)[0])
+
+        queue.do(queue.stream, put)
+
 
 def _convert(frame: av.VideoFrame, color: ColorSpec, transform: FrameTransform) -> Tensor:
-    """One frame to (1, 3, H, W); the transform's layout is NCHW."""
+    """One frame to (1, 3, H, W), on its device; the transform's layout is NCHW."""
+    if is_surface(frame):
+        return convert_groups([planes_group(surface_planes(frame), transform)], transform, None)
     fmt, height, width = PIXEL_FORMATS[frame.format.name], frame.height, frame.width
     if active_backend() == "reference":
         return convert_planes(_frame_planes(frame, fmt), fmt.name, height, width, color, transform, None)
@@ -355,7 +392,7 @@ def _convert_turned(
         levels = torch.rot90(levels, turns, (2, 3))
         picture = torch.nn.functional.interpolate(levels, (g.resize_h, g.resize_w), mode="nearest")
         picture = picture[:, :, g.top : g.top + g.out_h, g.left : g.left + g.out_w]
-        mul, add = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in transform.affine)
+        mul, add = (picture.new_tensor(v).view(3, 1, 1) for v in transform.affine)
         values = picture * mul + add
         values = values.flip(3) if transform.horizontal_flip else values
         return (values.round() if transform.dtype == torch.uint8 else values).to(transform.dtype)

@@ -174,6 +174,26 @@ class FrameUploader:
             elif group.is_full and not group.writing:
                 self._upload(group)
 
+    def put_surface(self, slot: int, kind: FrameKind, planes: Sequence[VideoPlane]) -> None:
+        """Convert a frame that a decoder put on the device; it may be dropped then, and another put there.
+
+        Conversion and decoder wait for each other on the device, not the host for either.
+        """
+        queue = self._queue
+        addresses = [(plane.buffer_ptr, plane.line_size) for plane in planes]
+        with self._changed:
+            self._check()
+            try:
+                is_known = kind in self._tables
+                frames = [(self._tables_of(kind), addresses, slot)]
+                for before in (queue.decoders,) if is_known else (queue.decoders, queue.uploads):
+                    queue.wait(queue.stream, queue.record(before))
+                queue.do(queue.stream, functools.partial(self._backend.convert_staged, frames, self._output))
+                queue.wait(queue.decoders, queue.record(queue.stream))
+            except BaseException as error:
+                self._fail(error)
+                raise
+
     def put_picture(self, slot_of: Any, picture: Tensor) -> None:
         """Upload a picture that was converted on the CPU, and give it to ``slot_of`` on the device."""
         queue = self._queue
@@ -269,8 +289,7 @@ class FrameUploader:
             )
             for kind, offset, slot in group.frames
         ]
-        output, convert = self._output, self._backend.convert_staged
-        queue.do(queue.stream, lambda: convert(frames, output))
+        queue.do(queue.stream, functools.partial(self._backend.convert_staged, frames, self._output))
         queue.keep(staged, queue.stream)
         self._staged.append((queue.record(queue.stream), used))
         self._free.append((group.buffer, uploaded))

@@ -12,7 +12,7 @@ from mmcore.ops.planes import Planes
 if TYPE_CHECKING:
     import av
 
-__all__ = ["is_surface", "surface_planes"]
+__all__ = ["held_format", "is_surface", "surface_planes"]
 
 _CPU, _CUDA = 1, 2  # DLDeviceType
 _MATRICES = {1: "709", 9: "2020", 10: "2020"}  # AVColorSpace; every other value reads as BT.601
@@ -21,6 +21,20 @@ _MATRICES = {1: "709", 9: "2020", 10: "2020"}  # AVColorSpace; every other value
 def is_surface(frame: av.VideoFrame) -> bool:
     """Whether a frame's planes lie on a device."""
     return frame.format.name == "cuda"
+
+
+def held_format(frame: av.VideoFrame) -> str:
+    """Name of the pixel format in which a frame lies on a device.
+
+    Raises
+    ------
+    UnsupportedError
+        If it does not lie on one.
+    """
+    held = frame.sw_format
+    if held is None:
+        raise UnsupportedError(f"a frame of format {frame.format.name!r} has no planes on a device")
+    return held.name
 
 
 def surface_planes(frame: av.VideoFrame) -> Planes:
@@ -34,16 +48,14 @@ def surface_planes(frame: av.VideoFrame) -> Planes:
     UnsupportedError
         If the frame is of a format that cannot be read as planes.
     """
-    held = frame.sw_format
-    if held is None:
-        raise UnsupportedError(f"a frame of format {frame.format.name!r} has no planes on a device")
+    format_name = held_format(frame)
     planes = frame.planes
     kind, index = planes[0].__dlpack_device__()
     on_device = kind == _CUDA
     return Planes.from_pointers(
         [plane.buffer_ptr for plane in planes],
         [plane.line_size for plane in planes],
-        held.name,
+        format_name,
         frame.height,
         frame.width,
         device=torch.device("cuda", index) if on_device else "cpu",
