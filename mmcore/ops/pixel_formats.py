@@ -6,6 +6,7 @@ Names are FFmpeg's. A component is one colour channel; ``offset`` and ``step`` c
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 __all__ = ["PIXEL_FORMATS", "Component", "PixelFormat"]
@@ -51,12 +52,12 @@ class PixelFormat:
     log2_chroma_h: int = 0
     full_range: bool = False
 
-    @property
+    @functools.cached_property
     def num_planes(self) -> int:
         """Number of planes that hold colour."""
         return 1 + max(c.plane for c in self.components)
 
-    @property
+    @functools.cached_property
     def bytes_per_sample(self) -> int:
         """1 for 8-bit formats, else 2."""
         return 1 if self.bits + self.shift <= 8 else 2

@@ -7,6 +7,7 @@ rows stored last to first, words of a type that torch cannot compute with, memor
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 from mmcore.backends import load_backend
 from mmcore.errors import UnsupportedError
 from mmcore.ops.array_protocols import ForeignArray, as_device, as_int, as_streams, read_array
-from mmcore.ops.pixel_formats import PixelFormat
+from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 
 __all__ = [
     "Plane",
@@ -26,7 +27,6 @@ __all__ = [
     "hand_back",
     "memory_of_arrays",
     "memory_of_pointers",
-    "memory_of_tensors",
     "plane_tensors",
     "wait_for_producers",
 ]
@@ -65,25 +65,13 @@ class PlaneMemory(NamedTuple):
     streams: tuple[int, ...] = ()
     owner: object = None
 
-    def spans(self, fmt: PixelFormat, height: int, width: int) -> Iterable[tuple[int, int]]:
-        """First and one past the last byte that each plane's frames take."""
-        for p, plane in enumerate(self.planes):
-            rows, samples = fmt.plane_shape(p, height, width)
-            reach = (plane.pitch * (rows - 1), plane.frame_pitch * (self.frames - 1))
-            yield (
-                plane.address + sum(min(r, 0) for r in reach),
-                plane.address + sum(max(r, 0) for r in reach) + samples * fmt.bytes_per_sample,
-            )
-
-
-def memory_of_tensors(data: Sequence[Tensor], fmt: PixelFormat) -> PlaneMemory:
-    """Where checked (T, rows, samples) tensors lie, whose samples are neighbours."""
-    size = fmt.bytes_per_sample
-    planes = []
-    for tensor in data:
-        frame, row, _ = tensor.stride()
-        planes.append(Plane(tensor.data_ptr(), row * size, frame * size))
-    return PlaneMemory(tuple(planes), len(data[0]), data[0].device)
+    def spans(self, shapes: Sequence[tuple[int, int]], sample_bytes: int) -> Iterable[tuple[int, int]]:
+        """First and one past the last byte of each plane's frames of so many rows and samples."""
+        last = self.frames - 1
+        for (address, pitch, frame_pitch), (rows, samples) in zip(self.planes, shapes, strict=True):
+            down, on = pitch * (rows - 1), frame_pitch * last
+            first = address + min(down, 0) + min(on, 0)
+            yield first, first + abs(down) + abs(on) + samples * sample_bytes
 
 
 # pointers
@@ -127,6 +115,12 @@ def memory_of_pointers(
     return memory
 
 
+@functools.lru_cache(maxsize=256)
+def _shapes(format_name: str, height: int, width: int) -> list[tuple[int, int]]:
+    fmt = PIXEL_FORMATS[format_name]
+    return [fmt.plane_shape(p, height, width) for p in range(fmt.num_planes)]
+
+
 def _stacked(
     address: int,
     pitches: Sequence[int],
@@ -136,7 +130,7 @@ def _stacked(
     surface_height: int | None,
 ) -> list[int]:
     """Addresses of planes that follow one another in one surface, as NVDEC lays them out."""
-    shapes = [fmt.plane_shape(p, height + height % 2, width + width % 2) for p in range(fmt.num_planes)]
+    shapes = _shapes(fmt.name, height + height % 2, width + width % 2)
     if len({samples for _, samples in shapes}) > 1:
         raise ValueError(
             f"pointers: the planes of {fmt.name} have different widths and cannot follow one another at one"
@@ -154,8 +148,9 @@ def _stacked(
 def _check(memory: PlaneMemory, fmt: PixelFormat, height: int, width: int, pitch_name: str) -> None:
     """Refuse addresses and pitches that cannot be a frame's, before anything is read."""
     size = fmt.bytes_per_sample
-    for p, (plane, span) in enumerate(zip(memory.planes, memory.spans(fmt, height, width), strict=True)):
-        rows, samples = fmt.plane_shape(p, height, width)
+    shapes = _shapes(fmt.name, height, width)
+    spans = list(memory.spans(shapes, size))
+    for p, (plane, span, (rows, samples)) in enumerate(zip(memory.planes, spans, shapes, strict=True)):
         if plane.address <= 0 or span[0] <= 0 or span[1] >= 1 << 64:
             raise ValueError(f"Planes: plane {p} at address {plane.address:#x} does not lie in memory")
         if plane.address % size or plane.pitch % size or plane.frame_pitch % size:
@@ -169,23 +164,22 @@ def _check(memory: PlaneMemory, fmt: PixelFormat, height: int, width: int, pitch
                 f" {samples * size} bytes, got a pitch of {plane.pitch} bytes"
             )
     if memory.device.type == "cuda":
-        _check_on_device(memory, fmt, height, width)
+        _check_on_device(memory.device, spans)
 
 
-def _check_on_device(memory: PlaneMemory, fmt: PixelFormat, height: int, width: int) -> None:
+def _check_on_device(device: torch.device, spans: Sequence[tuple[int, int]]) -> None:
     """Ask the driver whose the addresses are: a kernel that reads a wrong one ends the whole context."""
     try:
         device_of = load_backend("cuda").pointer_device
     except UnsupportedError:
         return  # no kernel of ours will read them
-    for p, (first, end) in enumerate(memory.spans(fmt, height, width)):
+    for p, (first, end) in enumerate(spans):
         for address in (first, end - 1):
             found = device_of(address)
-            if found not in (memory.device.index, -2):
+            if found not in (device.index, -2):
                 where = "which CUDA does not know" if found == -1 else f"which is on cuda:{found}"
                 raise ValueError(
-                    f"Planes: plane {p}: expected memory on {memory.device}, got address {address:#x},"
-                    f" {where}"
+                    f"Planes: plane {p}: expected memory on {device}, got address {address:#x}, {where}"
                 )
 
 
@@ -217,7 +211,7 @@ def memory_of_arrays(
         raise ValueError(f"arrays: {fmt.name} has {count} planes, got {len(blocks)} arrays")
     on = found[0].device
     for p, ((frames, rows, samples), _) in enumerate(blocks):
-        need = fmt.plane_shape(p, height, width)
+        need = _shapes(fmt.name, height, width)[p]
         if rows < need[0] or samples < need[1]:
             raise ValueError(
                 f"arrays: plane {p}: {fmt.name} of {height}x{width} pixels needs {need[0]} or more rows of"
@@ -300,7 +294,7 @@ def plane_tensors(memory: PlaneMemory, fmt: PixelFormat, height: int, width: int
     wait_for_producers(memory.device, [memory])
     tensors = []
     for p, plane in enumerate(memory.planes):
-        rows, samples = fmt.plane_shape(p, height, width)
+        rows, samples = _shapes(fmt.name, height, width)[p]
         shape = (memory.frames, rows, samples)
         tensors.append(_view(plane, shape, fmt.bytes_per_sample, memory))
     return tuple(tensors)

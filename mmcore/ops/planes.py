@@ -19,11 +19,11 @@ from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PIXEL_FORMATS, PixelFormat
 from mmcore.ops.plane_memory import (
+    Plane,
     PlaneMemory,
     hand_back,
     memory_of_arrays,
     memory_of_pointers,
-    memory_of_tensors,
     plane_tensors,
     wait_for_producers,
 )
@@ -106,6 +106,11 @@ class Planes:
 
     def __len__(self) -> int:
         return len(self.data[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the planes lie, and are converted."""
+        return self.data[0].device
 
     @staticmethod
     def from_pointers(
@@ -295,6 +300,10 @@ class _ForeignPlanes(Planes):
     def __len__(self) -> int:
         return self.memory.frames
 
+    @property
+    def device(self) -> torch.device:
+        return self.memory.device
+
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("Planes of another library's memory cannot be pickled; Planes(planes.data, ...) can")
 
@@ -433,8 +442,15 @@ class SourceKind:
     ):
         self.fmt, self.height, self.width = fmt, height, width
         self.color, self.transform = color, transform
-        self.geometry = transform.geometry(height, width)
-        self.out_size = self.geometry.out_h, self.geometry.out_w
+        g = transform.geometry(height, width)
+        self.out_size = g.out_h, g.out_w
+        self.shapes = [fmt.plane_shape(p, height, width) for p in range(fmt.num_planes)]
+        self.sample_bytes = fmt.bytes_per_sample
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - kinds are kept anyway
+    def output_shape(self, frames: int) -> tuple[int, ...]:
+        """Shape of a batch of so many frames."""
+        return self.transform.output_shape(frames, self.height, self.width)
 
     @functools.cached_property
     def plan(self) -> _core.FramesPlan:
@@ -466,10 +482,15 @@ class FrameGroup(NamedTuple):
 
 def tensor_group(data: Sequence[Tensor], kind: SourceKind) -> FrameGroup:
     """Group of checked (T, rows, samples) planes."""
-    tensors = [
-        p if p.stride(2) == 1 or p.shape[2] == 1 else p.contiguous() for p in data[: kind.fmt.num_planes]
-    ]
-    return FrameGroup(kind, memory_of_tensors(tensors, kind.fmt), tensors)
+    planes, tensors, size = [], [], kind.sample_bytes
+    for tensor in data[: len(kind.shapes)]:
+        frame, row, sample = tensor.stride()
+        if sample != 1 and tensor.shape[2] != 1:
+            tensor = tensor.contiguous()
+            frame, row, _ = tensor.stride()
+        tensors.append(tensor)
+        planes.append(Plane(tensor.data_ptr(), row * size, frame * size))
+    return FrameGroup(kind, PlaneMemory(tuple(planes), tensors[0].shape[0], tensors[0].device), tensors)
 
 
 def planes_group(planes: Planes, transform: FrameTransform) -> FrameGroup:
@@ -510,7 +531,7 @@ def convert_groups(groups: Sequence[FrameGroup], transform: FrameTransform, out:
                 " size"
             )
         count += group.memory.frames
-    result = prepare_out(out, transform.output_shape(count, kind.height, kind.width), transform.dtype, device)
+    result = prepare_out(out, kind.output_shape(count), transform.dtype, device)
     if out is not None and any(_overlap(out, group) for group in groups):
         raise ValueError("out: overlaps the memory of the planes")
     if count == 0:
@@ -566,7 +587,7 @@ def _overlap(out: Tensor, group: FrameGroup) -> bool:
         return False
     high = low + out.numel() * out.element_size()  # contiguous
     return any(
-        low < end and first < high for first, end in group.memory.spans(kind.fmt, kind.height, kind.width)
+        low < end and first < high for first, end in group.memory.spans(kind.shapes, kind.sample_bytes)
     )
 
 

@@ -99,7 +99,7 @@ def convert_groups(groups: Sequence[FrameGroup], out: Tensor, method: int = 0) -
     The first call for a kind of frame copies its tables to the device; later ones only launch, so that they
     can be captured in a CUDA graph. ``method``: 0 as measured best, 1 gathering, 2 streaming, 3 products.
     """
-    device = out.device
+    device = groups[0].memory.device
     index = device.index
     if torch.cuda.current_device() != index:
         with torch.cuda.device(device):
