@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmcore.backends.cpu import frames_plan, output_desc
+from mmcore.backends.cpu import Output, frames_plan, output_desc
 from mmcore.ops.frame_transform import FrameTransform
 from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PixelFormat
@@ -39,6 +39,28 @@ def build(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def convert_frame(
+    emulator: ctypes.CDLL,
+    tables: int,
+    planes: Sequence[tuple[int, int]],
+    output: Output,
+    slot: int,
+    method: int = AUTO,
+    strip_rows: int = 1 << 20,
+) -> int:
+    """Convert a frame of (address, pitch) planes, with tables at an address; the method that was used."""
+    pointer, *strides_and_patches = output
+    pointers = (ctypes.c_void_p * 3)(*[address for address, _ in planes[:3]])
+    pitches = (ctypes.c_int64 * 3)(*[pitch for _, pitch in planes[:3]])
+    used: int = emulator.frames_emulator(
+        ctypes.c_void_p(tables), pointers, pitches, min(len(planes), 3), ctypes.c_void_p(pointer),
+        (ctypes.c_int64 * 4)(*strides_and_patches[:4]), (ctypes.c_int * 3)(*strides_and_patches[4:]),
+        slot, method, strip_rows,
+    )  # fmt: skip
+    assert used >= 0, "a block needs more shared memory than its plan says"
+    return used
+
+
 def convert(
     emulator: ctypes.CDLL,
     data: Sequence[Tensor],
@@ -59,18 +81,11 @@ def convert(
     ctypes.memmove(address, tables, len(tables))
     count = len(data[0])
     result = empty_output(transform.output_shape(count, height, width), transform.dtype)
-    pointer, *strides_and_patches = output_desc(result, transform.layout, g.out_h, g.out_w)
-    strides = (ctypes.c_int64 * 4)(*strides_and_patches[:4])
-    patches = (ctypes.c_int * 3)(*strides_and_patches[4:])
+    output = output_desc(result, transform.layout, g.out_h, g.out_w)
     used = 0
     for t in range(count):
         planes = [p[t] if p.stride(2) == 1 or p.shape[2] == 1 else p[t].contiguous() for p in data]
-        pointers = (ctypes.c_void_p * 3)(*[p.data_ptr() for p in planes[:3]])
-        pitches = (ctypes.c_int64 * 3)(*[p.stride(0) * p.element_size() for p in planes[:3]])
-        used = emulator.frames_emulator(
-            ctypes.c_void_p(address), pointers, pitches, min(len(planes), 3), ctypes.c_void_p(pointer),
-            strides, patches, t, method, strip_rows,
-        )  # fmt: skip
+        lines = [(p.data_ptr(), p.stride(0) * p.element_size()) for p in planes]
+        used = convert_frame(emulator, address, lines, output, t, method, strip_rows)
     repeat_last(result, transform.layout, count, g.out_h, g.out_w)
-    assert used >= 0, "a block needs more shared memory than its plan says"
     return result, used

@@ -20,14 +20,14 @@ __all__ = ["Conversion", "is_better_on_cpu"]
 _CPU_BYTE, _CPU_BYTE_BICUBIC, _CPU_BYTE_RGB8 = 0.14e-9, 0.25e-9, 0.75e-9
 _CPU_VALUE, _CPU_VALUE_RESIZED = 0.12e-9, 0.4e-9
 _COPY_BYTE = 0.07e-9
-_TABLES_BYTE = 0.3e-9  # making a new kind of frame's tables, per byte of its frames
+_TABLES_BYTE = 0.5e-9  # making the tables of a kind of frames, per byte of a frame
 # Decoding, per pixel: H.264 that is fast to decode.
 _DECODE_PIXEL = 1e-9
 # An H200 on PCIe 5 x16 (bench/results/gpu-2026-11-26-h200.json): pinned memory to device; 1080p and 4K
 # frames.
 _BUS_BYTE = 1 / 55e9
 _GPU_BYTE = 1 / 750e9
-_LAUNCH = 250e-6  # of Python, for each group of frames
+_LAUNCH = 150e-6  # of the host, for each group of frames
 
 
 class Conversion(NamedTuple):
@@ -41,7 +41,7 @@ class Conversion(NamedTuple):
     groups : int
         Uploads, if it is the planes that go.
     new_kind : bool
-        The GPU has no tables for such frames yet.
+        Tables have to be made for such frames, and perhaps only for these.
     threads : int
         Of the CPU.
     decodes : bool
@@ -76,12 +76,14 @@ def _seconds_on_cpu(work: Conversion, transform: FrameTransform) -> float:
 
 
 def _seconds_on_gpu(work: Conversion, transform: FrameTransform) -> float:
-    launches = work.groups * _LAUNCH + (work.plane_bytes * _TABLES_BYTE if work.new_kind else 0.0)
-    host = work.frames * _host_seconds(work, work.plane_bytes * _COPY_BYTE) + launches
+    # One thread launches while the others go on.
+    launches = work.groups * _LAUNCH / max(1, work.threads)
+    tables = work.plane_bytes * _TABLES_BYTE if work.new_kind else 0.0
+    host = work.frames * _host_seconds(work, work.plane_bytes * _COPY_BYTE) + launches + tables
     bus = work.frames * work.plane_bytes * _BUS_BYTE
     gpu = work.frames * (work.plane_bytes + work.values * transform.dtype.itemsize) * _GPU_BYTE
-    # The last group's upload and conversion have nothing beside them.
-    return max(host, bus, gpu) + (bus + gpu) / max(1, work.groups)
+    # The last group has nothing beside it.
+    return max(host, bus, gpu) + _LAUNCH + (bus + gpu) / max(1, work.groups)
 
 
 def _host_seconds(work: Conversion, seconds: float) -> float:

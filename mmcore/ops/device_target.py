@@ -15,7 +15,7 @@ from mmcore.errors import UnsupportedError
 from mmcore.ops.conversion_cost import Conversion, is_better_on_cpu
 from mmcore.ops.devices import DeviceQueue, check_device, open_queue
 from mmcore.ops.frame_transform import FrameTransform
-from mmcore.ops.frame_uploader import GROUP_BYTES, frame_kind, has_tables
+from mmcore.ops.frame_uploader import GROUP_BYTES, frame_kind, is_new_kind
 from mmcore.ops.pixel_formats import PixelFormat
 from mmcore.ops.planes import ColorSpec
 from mmcore.threads import get_num_threads
@@ -72,7 +72,7 @@ class DeviceTarget:
             plane_bytes=kind.plane_bytes,
             values=math.prod(shape) // num_frames,
             groups=math.ceil(num_frames / max(1, GROUP_BYTES // kind.size)),
-            new_kind=not has_tables(self.queue, kind),
+            new_kind=is_new_kind(self.queue, kind),
             threads=self.threads,
             decodes=self.decodes,
         )

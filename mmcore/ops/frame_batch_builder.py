@@ -300,16 +300,15 @@ class FrameBatchBuilder:
             self._uploader.put_picture(lambda there: fill_slot(out, layout, index, there), picture[0])
 
     def _put_turned_surface(self, index: int, frame: av.VideoFrame, color: ColorSpec) -> None:
-        assert self._target is not None
-        queue, layout = self._target.queue, self.transform.layout
+        out, layout = self._out, self.transform.layout
         single = self.transform.replace(layout="NCHW")
-        out = self._out
         assert out is not None
+        assert self._uploader is not None
 
         def put() -> None:
             fill_slot(out, layout, index, _convert_turned(frame, color, single, self._rotation)[0])
 
-        queue.do(queue.stream, put)
+        self._uploader.use_surface(put)
 
 
 def _convert(frame: av.VideoFrame, color: ColorSpec, transform: FrameTransform) -> Tensor:

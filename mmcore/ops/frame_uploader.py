@@ -21,8 +21,8 @@ import ctypes
 import functools
 import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,10 +45,14 @@ GROUP_BYTES = 16 << 20
 """Of a buffer. The bus needs 2 MiB at a time for 93 % of its speed; the rest is for fewer launches."""
 # What may lie on the device and wait for its conversion, if the caller's stream is far behind.
 _STAGED_BYTES = 512 << 20
-_KEPT_TABLES = 64  # kinds of frames per device
+_KEPT_TABLES, _SEEN_KINDS = 64, 256  # kinds of frames per device
 _ALIGNMENT = 256
 # Kernels read samples in groups of up to 64, and rows by 16, of which what is not needed counts 0.
 _SAMPLES, _ROWS_AROUND = 64, 32
+
+
+# What backends.cuda made of tables, and the memory on the device that they lie in.
+_Tables: TypeAlias = tuple[Any, Tensor]
 
 
 class _Block(NamedTuple):
@@ -138,7 +142,7 @@ class FrameUploader:
         self._num_buffers = 0
         self._free: deque[tuple[Tensor, Any]] = deque()  # oldest first, with the event after its upload
         self._staged: deque[tuple[Any, int]] = deque()  # events after conversions, and bytes on the device
-        self._tables: dict[FrameKind, tuple[Any, Tensor]] = {}
+        self._tables: dict[FrameKind, _Tables] = {}
         self._error: BaseException | None = None
 
     def put(self, slot: int, kind: FrameKind, planes: Sequence[VideoPlane]) -> None:
@@ -175,10 +179,7 @@ class FrameUploader:
                 self._upload(group)
 
     def put_surface(self, slot: int, kind: FrameKind, planes: Sequence[VideoPlane]) -> None:
-        """Convert a frame that a decoder put on the device; it may be dropped then, and another put there.
-
-        Conversion and decoder wait for each other on the device, not the host for either.
-        """
+        """Convert a frame that a decoder put on the device; it may be dropped when this returns."""
         queue = self._queue
         addresses = [(plane.buffer_ptr, plane.line_size) for plane in planes]
         with self._changed:
@@ -186,13 +187,22 @@ class FrameUploader:
             try:
                 is_known = kind in self._tables
                 frames = [(self._tables_of(kind), addresses, slot)]
-                for before in (queue.decoders,) if is_known else (queue.decoders, queue.uploads):
-                    queue.wait(queue.stream, queue.record(before))
-                queue.do(queue.stream, functools.partial(self._backend.convert_staged, frames, self._output))
-                queue.wait(queue.decoders, queue.record(queue.stream))
+                if not is_known:
+                    queue.wait(queue.stream, queue.record(queue.uploads))
+                self.use_surface(functools.partial(self._backend.convert_staged, frames, self._output))
             except BaseException as error:
                 self._fail(error)
                 raise
+
+    def use_surface(self, work: Callable[[], object]) -> None:
+        """Launch what reads a frame that a decoder put on the device, and will put another in its place.
+
+        They wait for each other on the device, the host for neither.
+        """
+        queue = self._queue
+        queue.wait(queue.stream, queue.record(queue.decoders))
+        queue.do(queue.stream, work)
+        queue.wait(queue.decoders, queue.record(queue.stream))
 
     def put_picture(self, slot_of: Any, picture: Tensor) -> None:
         """Upload a picture that was converted on the CPU, and give it to ``slot_of`` on the device."""
@@ -305,17 +315,15 @@ class FrameUploader:
         found = self._tables.get(kind)
         if found is None:
             with _tables_lock:
-                shared: dict[FrameKind, tuple[Any, Tensor]] = self._queue.shared
-                entry = shared.pop(kind, None) or self._load_tables(kind)
-                shared[kind] = entry  # now the last one to go
-                while len(shared) > _KEPT_TABLES:
-                    del shared[next(iter(shared))]
+                shared: dict[FrameKind, _Tables] = self._queue.shared.setdefault("tables", {})
+                entry = shared.get(kind) or self._load_tables(kind)
+                _keep_last(shared, kind, entry, _KEPT_TABLES)
             # Whatever is converted waits for an upload that comes after theirs.
             self._queue.keep(entry[1], self._queue.stream)
             found = self._tables[kind] = entry
         return found[0]
 
-    def _load_tables(self, kind: FrameKind) -> tuple[Any, Tensor]:
+    def _load_tables(self, kind: FrameKind) -> _Tables:
         queue = self._queue
         tables = frames_plan(*kind.key).device_tables()
         pinned = queue.empty_pinned((len(tables),), torch.uint8)
@@ -328,6 +336,18 @@ class FrameUploader:
 _tables_lock = threading.Lock()
 
 
-def has_tables(queue: DeviceQueue, kind: FrameKind) -> bool:
-    """Whether a kind's tables are on the device already."""
-    return kind in queue.shared
+def is_new_kind(queue: DeviceQueue, kind: FrameKind) -> bool:
+    """Whether it is the first time, of late, that this was asked of a kind: its tables may be for once."""
+    with _tables_lock:
+        seen: dict[FrameKind, None] = queue.shared.setdefault("seen", {})
+        is_new = kind not in seen
+        _keep_last(seen, kind, None, _SEEN_KINDS)
+    return is_new
+
+
+def _keep_last(found: dict[FrameKind, Any], kind: FrameKind, value: Any, most: int) -> None:
+    """Make ``kind`` the last one to go of at most so many."""
+    found.pop(kind, None)
+    found[kind] = value
+    while len(found) > most:
+        del found[next(iter(found))]

@@ -41,6 +41,7 @@ def frames_to_tensor(
     *,
     out: Tensor | None = None,
     device: str | torch.device = "cpu",
+    convert_on: str = "auto",
 ) -> Tensor:
     """Convert decoded frames to a model's input tensor in one pass over their planes.
 
@@ -52,12 +53,17 @@ def frames_to_tensor(
     transform : FrameTransform, optional
         What to do; None gives full-size uint8 RGB.
     out : Tensor, optional
-        Contiguous tensor of the result's shape and dtype to write into, on the planes' device (else on the
-        CPU); it must not overlap the planes.
+        Contiguous tensor of the result's shape and dtype to write into, on the planes' device (else on
+        ``device``); it must not overlap the planes.
         None: recycled memory (see :func:`mmcore.set_output_pool_limit`).
     device : str or torch.device
-        Only "cpu", for frames of PyAV. Planes are converted where they lie, on the CPU or on a CUDA device;
-        there on torch's current stream, without waiting, by kernels that a CUDA graph can hold.
+        Where frames of PyAV shall be: "cpu", "cuda", "cuda:1". Planes are converted where they lie. On a CUDA
+        device the result is ready in the order of torch's current stream, which is not waited for; the
+        conversion of Planes is made of kernels that a CUDA graph can hold.
+    convert_on : {"auto", "cpu", "cuda"}
+        Where frames of PyAV are converted for a CUDA device. "cuda": their planes are uploaded and converted
+        there. "cpu": the CPU's threads convert them, and the result is uploaded. "auto": what is expected to
+        be faster for their size, and "cpu" where this build has no CUDA kernels.
 
     Returns
     -------
@@ -87,8 +93,9 @@ def frames_to_tensor(
         transform = RGB_BYTES
     elif not isinstance(transform, FrameTransform):
         raise TypeError(f"transform: expected a FrameTransform or None, got {type(transform).__name__}")
-    check_device(device)
+    wanted = check_device(device)
     if isinstance(frames, Planes):
+        _check_lies_on(wanted, frames)
         if torch.compiler.is_compiling():
             result = _compiled(frames, transform)
             return result if out is None else out.copy_(result)
@@ -97,11 +104,21 @@ def frames_to_tensor(
         if torch.compiler.is_compiling():
             result = _compiled_list(frames, transform)
             return result if out is None else out.copy_(result)
-        return convert_groups([planes_group(p, transform) for p in _planes_list(frames)], transform, out)
+        planes = _planes_list(frames)
+        _check_lies_on(wanted, planes[0])
+        return convert_groups([planes_group(p, transform) for p in planes], transform, out)
     batch = _frame_list(frames)
-    builder = FrameBatchBuilder(len(batch), transform, out=out)
+    builder = FrameBatchBuilder(len(batch), transform, out=out, device=wanted, convert_on=convert_on)
     builder.put_many(batch)
     return builder.finish()
+
+
+def _check_lies_on(wanted: torch.device, planes: Planes) -> None:
+    if wanted.type == "cuda" and planes.device.type == "cpu":
+        raise ValueError(
+            f"device {str(wanted)!r}: Planes are converted where they lie, these on the CPU: make them"
+            " of tensors on the device"
+        )
 
 
 def _planes_list(frames: Sequence[object]) -> list[Planes]:
