@@ -30,7 +30,7 @@ import mmcore
 from bench import media, timing
 from mmcore.models import ClipInputs, Features, MultiTaskNet, clip_inputs
 
-__all__ = ["CASES", "EAGER", "OURS", "PARTS", "SystemCase", "Workload", "run"]
+__all__ = ["CASES", "EAGER", "OURS", "PARTS", "SystemCase", "Workload", "measure", "run"]
 
 OURS, EAGER = "mmcore", "eager"
 PARTS = ("read", "encoders", "fusion", "heads and losses")
@@ -323,7 +323,7 @@ def run(
     if not cases:
         raise ValueError(f"only: no case's name contains {only!r}")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    rows = [_row(case, device, rounds, clock, progress) for case in cases for device in devices]
+    rows = [measure(case, device, rounds, clock, progress) for case in cases for device in devices]
     return {
         "suite": "system",
         "threads": threads,
@@ -334,9 +334,10 @@ def run(
     }
 
 
-def _row(
+def measure(
     case: SystemCase, device: str, rounds: int, clock: str, progress: Callable[[str], None]
 ) -> dict[str, Any]:
+    """Check a case on a device, and time both ways: its row of the record."""
     progress(f"{case.name}, {device}: checking")
     work = Workload(case, device)
     differences = work.check()

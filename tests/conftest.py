@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """``-m gpu`` passes over modules that need a package which a machine with a GPU may lack, such as PyAV."""
+    """``-m gpu`` passes over modules whose packages a machine with a GPU may lack, such as PyAV."""
     report = yield
     if report.failed and collector.config.option.markexpr == "gpu" and isinstance(collector, pytest.Module):
         absent = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr))

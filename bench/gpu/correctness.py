@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import traceback
@@ -24,12 +25,12 @@ def run(bench: Bench) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
     if bench.dry:
         _as_in_the_tests()
-    part, parts = bench.part
     failures: dict[str, str] = {}
     record = bench.record
     record.update(cases=0, failures=failures, slowest=[0.0, ""])
-    for i, (name, check) in enumerate(_checks(str(bench.device).partition(":")[0])):
-        if i % parts != part or (bench.dry and i % _DRY_RUN_TAKES):
+    checks = sorted(_checks(str(bench.device).partition(":")[0]), key=lambda check: -_many(check[0]))
+    for i, (name, check) in enumerate(checks):
+        if (bench.dry and i % _DRY_RUN_TAKES) or not bench.claim(i):
             continue
         if bench.remaining() < 3:
             record["left_out"] = record.get("left_out", 0) + 1
@@ -47,6 +48,11 @@ def run(bench: Bench) -> None:
         record["cases"] += 1
         record["slowest"] = max(record["slowest"], [round(time.monotonic() - start, 1), name])
         bench.save()
+
+
+def _many(name: str) -> int:
+    """Modalities or heads, by a case's name: kernels of many take a minute to compile, so they go first."""
+    return max(map(int, re.findall(r"(?:M|\+)(\d+)(?=-|_heads)", name)), default=0)
 
 
 def _lost() -> bool:

@@ -23,12 +23,16 @@ from torch import Tensor
 
 from bench.timing import quartiles
 
-__all__ = ["Bench", "Job", "assert_near", "relative_error"]
+__all__ = ["Bench", "Job", "NotRun", "assert_near", "relative_error"]
 
 _SAMPLE_MS = 0.5
 """A sample is as many calls as take that long: events are good to a microsecond."""
 
 _CHUNK = 1 << 25  # elements that are compared at once
+
+
+class NotRun(Exception):
+    """What is measured needs something that is not there; the message says what."""
 
 
 @dataclass
@@ -64,11 +68,26 @@ class Bench:
             draft.write_text(json.dumps(self.record), encoding="utf-8")
             draft.replace(self.path)
 
+    def claim(self, number: int) -> bool:
+        """Whether this process does piece ``number``: the first of those that share a section to ask."""
+        if self.part[1] == 1 or self.path is None:
+            return number % self.part[1] == self.part[0]
+        try:
+            # The record's name without the part: one folder of claims for all parts.
+            folder = self.path.with_name(self.path.stem.rpartition("-")[0] + "-claimed")
+            folder.mkdir(exist_ok=True)
+            (folder / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
         """Record an exception and go on; save what there is, and give memory back."""
         try:
             yield
+        except NotRun as reason:
+            self.record.setdefault("not_run", {})[what] = str(reason)
         except Exception:
             self.record.setdefault("errors", {})[what] = traceback.format_exc()[-3000:]
             print(f"{what}:\n{traceback.format_exc()}", flush=True)
@@ -169,8 +188,13 @@ class Bench:
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = run()
+        gc.collect()
+        gc.disable()  # to free what other streams have used asks the driver, which a capture forbids
+        try:
+            with torch.cuda.graph(graph):
+                results = run()
+        finally:
+            gc.enable()
 
         def replay() -> Any:
             graph.replay()

@@ -1,15 +1,16 @@
-"""The record as a short table for the terminal, and as a plot."""
+"""The record as lines for the terminal, the goals last."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-__all__ = ["plot", "stem", "table"]
+from bench.gpu import goals
 
-_OURS, _OURS_SOFT, _PEER, _INK = "#0b6e4f", "#6fb98f", "#9aa5b1", "#1f2933"
-_LINES_OF_ERRORS = 30
+__all__ = ["broken", "stem", "table"]
+
+_MOST_CHARACTERS = 8000  # before the goals: terminals and logs that keep only the end shall have all of it
+_LINES_OF_ERRORS = 20
 
 
 def _section(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -20,25 +21,44 @@ def _section(record: dict[str, Any], name: str) -> dict[str, Any]:
 def stem(record: dict[str, Any]) -> str:
     """Name of its files: gpu-DATE-GPU."""
     ceilings = _section(record, "ceilings")
-    date = ceilings.get("machine", {}).get("date", "undated")[:10]
+    date = record["date"][:10]
     gpu = ceilings.get("environment", {}).get("gpu", "unknown")
     return "gpu-" + date + "-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
 
 
+def broken(record: dict[str, Any]) -> bool:
+    """Whether a check failed or a section broke; goals of speed that were missed do not count."""
+    for section in record["sections"].values():
+        for part in section.get("parts", [section]):
+            if part.get("errors") or part.get("failures"):
+                return True
+    return any(o.state == goals.MISSED and o.goal == "all right" for o in goals.outcomes(record))
+
+
 def table(record: dict[str, Any]) -> str:
-    """Everything worth reading, in less than 10,000 characters; frames have their own lines."""
+    """Everything worth reading, and last every goal beside what was reached; of a dry run no figures."""
+    lines = [] if record.get("dry_run") else _figures(record)
+    for name in ("decode", "nvdec", "system", "training", "sanitizer", "tuning"):
+        lines += [f"{name}: {line}" for line in goals.section(record, name).get("table", [])]
+    for name in ("frames correctness", "correctness"):
+        _correctness(name, record["sections"], lines)
+    _contract(_section(record, "contract"), lines)
+    text = "\n".join(lines)
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS].rpartition("\n")[0] + "\n(the rest is in the record)"
+    last: list[str] = []
+    _errors(record, last)
+    return "\n".join([text, *last, "", *goals.table(record)])
+
+
+def _figures(record: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     _ceilings(_section(record, "ceilings"), lines)
-    _correctness("correctness", record["sections"], lines)
-    _contract(_section(record, "contract"), lines)
-    _correctness("frames correctness", record["sections"], lines)
     _frames(_section(record, "frames"), lines)
     for name in ("fusion", "losses"):
         _rows(name, _section(record, name), lines)
     _calls(_section(record, "calls"), lines)
-    lines += [str(line) for line in _section(record, "tuning").get("table", [])]
-    _errors(record, lines)
-    return "\n".join(lines)[:9900]
+    return lines
 
 
 def _ceilings(section: dict[str, Any], lines: list[str]) -> None:
@@ -70,9 +90,7 @@ def _correctness(name: str, sections: dict[str, Any], lines: list[str]) -> None:
     cases = sum(p.get("cases", 0) for p in parts)
     failures = {n: t for p in parts for n, t in p.get("failures", {}).items()}
     left = sum(p.get("left_out", 0) for p in parts)
-    lines.append(
-        f"correctness: {cases} cases, {len(failures)} failures" + (f", {left} left out" if left else "")
-    )
+    lines.append(f"{name}: {cases} cases, {len(failures)} failures" + (f", {left} left out" if left else ""))
     for name, text in list(failures.items())[:12]:
         lines.append(f"  FAILED {name}: {text[:160]}")
 
@@ -132,61 +150,13 @@ def _errors(record: dict[str, Any], lines: list[str]) -> None:
         shown.append(f"not run: {name}: {reason}")
     for name, section in record["sections"].items():
         for part in section.get("parts", [section]):
+            shown += [f"not run: {name}: {what}: {why}" for what, why in part.get("not_run", {}).items()]
             for what, text in part.get("errors", {}).items():
                 last = text.strip().splitlines()[-1][:200] if text.strip() else ""
                 shown.append(f"ERROR {name}: {what}: {last}")
     lines += shown[:_LINES_OF_ERRORS]
-    lines.append(f"{record.get('seconds', 0):.0f} s in all; sections: " + ", ".join(
-        f"{n} {max((p.get('seconds', 0) for p in s.get('parts', [s])), default=0):.0f}"
-        for n, s in record["sections"].items()
-    ))  # fmt: skip
-
-
-def plot(record: dict[str, Any], path: Path) -> None:
-    """Draw how many times faster than eager everybody is, and the shares of the copy bandwidth."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    speeds: list[tuple[str, dict[str, float]]] = []
-    shares: list[tuple[str, dict[str, float]]] = []
-    for name in ("fusion", "losses"):
-        section = _section(record, name)
-        copy = section.get("copy_gbps")
-        for case, row in section.get("rows", {}).items():
-            times = row["times"]
-            if "eager" in times and "mmcore" in times:
-                eager = times["eager"]["ms"]
-                speeds.append((case, {n: eager / t["ms"] for n, t in times.items() if "graph" not in n}))
-            if row.get("gbps") and copy:
-                shares.append((case, {n: v / copy for n, v in row["gbps"].items()}))
-    with plt.rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        height = 1.6 + 0.5 * max(len(speeds), len(shares), 1)
-        figure, axes = plt.subplots(1, 2, figsize=(15, height))
-        _bars(axes[0], speeds, "Times faster than eager torch", 1.0)
-        _bars(axes[1], shares, "Share of the copy bandwidth", 1.0)
-        e = _section(record, "ceilings").get("environment", {})
-        figure.suptitle(f"{e.get('gpu', '?')}, torch {e.get('versions', {}).get('torch', '?')}", color=_INK)
-        figure.tight_layout()
-        figure.savefig(path, dpi=120, facecolor="white")
-        plt.close(figure)
-
-
-_SHOWN = ("mmcore", "mmcore in place", "torch.compile", "Liger-Kernel")
-_COLOURS = dict(zip(_SHOWN, (_OURS, _OURS_SOFT, _PEER, "#d9b98c"), strict=True))
-
-
-def _bars(axis: Any, rows: list[tuple[str, dict[str, float]]], title: str, line: float) -> None:
-    width = 0.8 / len(_SHOWN)
-    for j, who in enumerate(_SHOWN):
-        at = [i + (j - (len(_SHOWN) - 1) / 2) * width for i, (_, v) in enumerate(rows) if who in v]
-        values = [v[who] for _, v in rows if who in v]
-        axis.barh(at, values, height=width, color=_COLOURS[who], label=who)
-        for y, value in zip(at, values, strict=True):
-            axis.text(value, y, f" {value:.2f}", va="center", fontsize=7, color=_INK)
-    axis.axvline(line, color=_INK, lw=1, ls=(0, (4, 3)))
-    axis.set_yticks(range(len(rows)), [case for case, _ in rows], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_title(title, loc="left", fontsize=11, color=_INK)
-    axis.legend(fontsize=8, frameon=False)
+    took = [f"build {record['build']['seconds']:.0f}"] if "build" in record else []
+    for name, section in record["sections"].items():
+        seconds = max((p.get("seconds", 0) for p in section.get("parts", [section])), default=0)
+        took.append(f"{name} {seconds:.0f}")
+    lines.append(f"{record.get('seconds', 0):.0f} s in all: " + ", ".join(took))
