@@ -20,6 +20,7 @@ from tolerances import assert_fusion_close
 from triton.runtime import interpreter
 
 import mmcore
+from mmcore.backends import replay
 from mmcore.backends.triton import fusion
 
 
@@ -181,6 +182,7 @@ def use(sizes: Sizes) -> None:
     """Set them in the backend."""
     fusion.MAX_BLOCK, fusion.TILE, fusion.NARROW = sizes
     fusion._tile.cache_clear()
+    replay.clear()
 
 
 def _round_as_gpus_do() -> None:

@@ -23,6 +23,7 @@ from tolerances import assert_losses_close
 from triton_harness import _moved, _round_as_gpus_do
 
 import mmcore
+from mmcore.backends import replay
 from mmcore.backends.triton import losses, multi_task_loss, scale_gradients
 from mmcore.ops.losses import Head, LossProblem
 
@@ -278,6 +279,7 @@ def use(sizes: Sizes) -> None:
     """Set them in the backend."""
     for name, value in sizes._asdict().items():
         setattr(losses, name.upper(), value)
+    replay.clear()
 
 
 def main() -> int:

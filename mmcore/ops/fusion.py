@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmcore import _core
-from mmcore.backends import active_backend, forced_backend, load_backend
+from mmcore.backends import active_backend, forced_backend, load_backend, replay
 from mmcore.ops._dispatch import DifferentiableOp
 from mmcore.ops._library import LIBRARY
 from mmcore.threads import get_num_threads
@@ -207,7 +207,7 @@ def _check(arguments: _Arguments, tensors: Tensors) -> _Checked:
     if not (isinstance(eps, (float, int)) and 0 <= eps < math.inf):
         raise ValueError(f"eps: expected a number of 0 or more, got {eps!r}")
     if weights is None:
-        weights = torch.ones(count, dtype=torch.float32, device=device)
+        weights = replay.ones((count,), torch.float32, device)
 
     # T: said, or that of whatever has the result's steps
     if flat:
@@ -352,13 +352,35 @@ def _backend(forced: str | None, features: Sequence[Tensor]) -> ModuleType:
 def _forward(call: _Call, tensors: Tensors) -> Tensor:
     arguments, forced = call
     # Compiling: only what torch.compile retries piece by piece after an error, to be refused by _check.
-    if forced is None and _TENSORS_READY and not torch.compiler.is_compiling():
-        out = _core.fusion_forward(tensors, *arguments, get_num_threads)
-        if out is not None:
-            return out
+    if not torch.compiler.is_compiling():
+        if _replays(call, tensors):
+            made: Any = replay.run(_kind(call), tensors, lambda: (_computed(call, tensors),))
+            return made[0]  # type: ignore[no-any-return]
+        if forced is None and _TENSORS_READY:
+            out = _core.fusion_forward(tensors, *arguments, get_num_threads)
+            if out is not None:
+                return out
+    return _computed(call, tensors)
+
+
+def _replays(call: _Call, tensors: Tensors) -> bool:
+    """Whether the call is one of launches that can be done again."""
+    if len(tensors) <= _FEATURES or not replay.serves(tensors[_FEATURES]):
+        return False
+    return active_backend("cuda", _IMPLEMENTED, call[1]) == "triton"
+
+
+def _kind(call: _Call, needs: tuple[bool, ...] | None = None) -> tuple[Any, ...]:
+    """What ``replay.run`` has to know of the call beside its tensors."""
+    mode, norm, align, eps, length = call[0]
+    kinds = tuple(align) if type(align) is list else align
+    return "weighted_fusion", mode, norm, kinds, eps, length, type(length), needs
+
+
+def _computed(call: _Call, tensors: Tensors) -> Tensor:
     c = _check(call[0], tensors)
     weights, xs = _with_steps(c.options, c.weights, c.features)
-    out = _backend(forced, xs).weighted_fusion(
+    out = _backend(call[1], xs).weighted_fusion(
         xs, weights, c.mask, c.norm_weight, c.norm_bias, c.probe, c.options
     )
     result: Tensor = out.squeeze(1) if c.options.flat else out
@@ -371,14 +393,29 @@ def _backward(
     grad = grads[0]
     assert grad is not None
     arguments, forced = call
-    if forced is None and _TENSORS_READY:
-        found = _core.fusion_backward(grad, needs, tensors, *arguments, get_num_threads)
-        if found is not None:
-            return found
+    if _replays(call, tensors):
+        found: Sequence[Tensor | None] = replay.run(
+            _kind(call, needs), (grad, *tensors), lambda: _gradients(call, tensors, grad, needs)
+        )
+    else:
+        if forced is None and _TENSORS_READY:
+            of_core = _core.fusion_backward(grad, needs, tensors, *arguments, get_num_threads)
+            if of_core is not None:
+                return of_core
+        found = _gradients(call, tensors, grad, needs)
+    # One norm_weight for all modalities.
+    return [
+        g.sum(0) if g is not None and t is not None and g.dim() != t.dim() else g
+        for g, t in zip(found, tensors, strict=True)
+    ]
+
+
+def _gradients(call: _Call, tensors: Tensors, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients in the tensors' shapes, or for norm_weight and norm_bias (M, D)."""
     c = _check(call[0], tensors)
     weights, xs = _with_steps(c.options, c.weights, c.features)
     wanted = [need and t is not None for need, t in zip(needs, tensors, strict=True)]
-    result: list[Tensor | None] = _backend(forced, xs).weighted_fusion_backward(
+    result: list[Tensor | None] = _backend(call[1], xs).weighted_fusion_backward(
         grad.unsqueeze(1) if c.options.flat else grad,
         xs,
         weights,
@@ -389,13 +426,10 @@ def _backward(
         c.options,
         [*wanted[: _FEATURES - 1], *wanted[_FEATURES:]],
     )
-    # Back to the shapes that came: without steps, and one norm_weight for all modalities.
-    shaped: list[Tensor | None] = []
-    for g, t in zip([*result[:4], None, *result[4:]], tensors, strict=True):
-        if g is not None and t is not None and g.shape != t.shape:
-            g = g.sum(0) if t.dim() == 1 else g.squeeze(1)
-        shaped.append(g)
-    return shaped
+    return [
+        g.squeeze(1) if g is not None and t is not None and g.dim() == t.dim() + 1 > 2 else g
+        for g, t in zip([*result[:4], None, *result[4:]], tensors, strict=True)
+    ]
 
 
 def _reference(call: _Call, tensors: Tensors) -> Tensor:

@@ -10,7 +10,7 @@ of 1 on the total; the backward then hands them over. Any other upstream gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmcore import _core
-from mmcore.backends import active_backend, forced_backend, load_backend
+from mmcore.backends import active_backend, forced_backend, load_backend, replay
 from mmcore.ops._dispatch import DifferentiableOp
 from mmcore.ops._library import LIBRARY
 from mmcore.ops.loss_task import ROW_KINDS, Task
@@ -544,16 +544,31 @@ def _run(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> tuple
     """total, losses, *unreduced; with ``needs`` their gradients too, into the call."""
     if call.inplace and needs is not None:
         _check_inplace(call, tensors, needs)
-    if call.forced is None and _TENSORS_READY and not torch.compiler.is_compiling():
-        found = _core.losses_with_tensors(
-            call.tasks, tensors, call.targets, call.masks, needs, call.inplace, get_num_threads
-        )
-        if found is not None:
-            results: tuple[Tensor, ...] = found[0]
-            if needs is not None:
-                call.gradients = found[1]
-                _written(call, tensors, needs)
-            return results
+    if torch.compiler.is_compiling():
+        found: Sequence[Any] = _computed(call, tensors, needs)
+    elif _replays(call, tensors) and not (call.inplace and needs is not None):
+        found = _replayed(call, tensors, (needs,), lambda: _computed(call, tensors, needs))
+    else:
+        if call.forced is None and _TENSORS_READY:
+            of_core = _core.losses_with_tensors(
+                call.tasks, tensors, call.targets, call.masks, needs, call.inplace, get_num_threads
+            )
+            if of_core is not None:
+                results: tuple[Tensor, ...] = of_core[0]
+                if needs is not None:
+                    call.gradients = of_core[1]
+                    _written(call, tensors, needs)
+                return results
+        found = _computed(call, tensors, needs)
+    if needs is None:
+        return tuple(found)
+    call.gradients = found[-len(needs) :]
+    _written(call, tensors, needs)
+    return tuple(found[: -len(needs)])
+
+
+def _computed(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> list[Tensor | None]:
+    """Results and gradients in their final shapes."""
     problem = _check(call, tensors)
     device = problem.heads[0].output.device
     backend = _backend(call.forced, device)
@@ -563,7 +578,7 @@ def _run(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> tuple
         problem = problem._replace(overwrite=True)
     if needs is None:
         total, losses, unreduced, _ = backend.multi_task_loss(problem, None)
-        return (total, losses, *_shaped(problem, unreduced))
+        return [total, losses, *_shaped(problem, unreduced)]
     # An unreduced loss has no gradient before it is known what is made of it.
     wanted = tuple(need and (i < 2 or call.tasks[i - 2].reduction != "none") for i, need in enumerate(needs))
     total, losses, unreduced, gradients = backend.multi_task_loss(problem, wanted)
@@ -574,9 +589,29 @@ def _run(call: _Call, tensors: Tensors, needs: tuple[bool, ...] | None) -> tuple
             if gradient is not None and output is not None:
                 over = output.detach()
                 gradients[i] = over if over.data_ptr() == gradient.data_ptr() else over.copy_(gradient)
-    call.gradients = gradients
-    _written(call, tensors, needs)
-    return (total, losses, *_shaped(problem, unreduced))
+    return [total, losses, *_shaped(problem, unreduced), *gradients]
+
+
+def _replays(call: _Call, tensors: Tensors) -> bool:
+    """Whether the call is one of launches that can be done again."""
+    output = tensors[2]
+    return replay.serves(output) and active_backend("cuda", _IMPLEMENTED, call.forced) == "triton"
+
+
+def _replayed(
+    call: _Call,
+    tensors: Tensors,
+    options: tuple[Any, ...],
+    compute: Callable[[], Sequence[Tensor | None]],
+) -> Sequence[Tensor | None]:
+    """``compute()``, or what it launched at an earlier call of the kind."""
+    try:
+        specs = [task.spec for task in call.tasks]
+        weights = [task.weight for task in call.tasks]
+    except AttributeError:
+        return compute()  # what is no task is refused there
+    masks = call.masks or ()
+    return replay.run((options, len(masks), *specs), (*tensors, *call.targets, *masks, *weights), compute)
 
 
 def _written(call: _Call, tensors: Tensors, needs: Sequence[bool]) -> None:
@@ -670,9 +705,18 @@ def _backward(
     call: _Call, tensors: Tensors, grads: Sequence[Tensor | None], needs: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
     _refuse_overwritten(call)
+    if _replays(call, tensors):
+        return _replayed(
+            call, (*grads, *tensors), ("backward", needs), lambda: _gradients(call, tensors, grads, needs)
+        )
+    return _gradients(call, tensors, grads, needs)
+
+
+def _gradients(
+    call: _Call, tensors: Tensors, grads: Sequence[Tensor | None], needs: tuple[bool, ...]
+) -> Sequence[Tensor | None]:
     problem = _check(call, tensors)
-    device = problem.heads[0].output.device
-    backend = _backend(call.forced, device)
+    backend = _backend(call.forced, problem.heads[0].output.device)
     total, losses, *unreduced = grads
     gradients = backend.multi_task_loss_backward(problem, total, losses, unreduced, needs)
     return _shape_gradients(call, tensors, gradients)

@@ -12,7 +12,7 @@ that calls can be captured in CUDA graphs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from mmcore.backends import reference
+from mmcore.backends import reference, replay
 from mmcore.errors import UnsupportedError
 from mmcore.kernels import fusion as kernels
+from mmcore.kernels._launch import launch as _launch
 
 if TYPE_CHECKING:
     from mmcore.ops.fusion import FusionOptions
@@ -101,11 +102,6 @@ def _check_device(device: torch.device) -> None:
 
 def _is_double(features: Sequence[Tensor], weights: Tensor) -> bool:
     return weights.dtype == torch.float64 or any(x.dtype == torch.float64 for x in features)
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
-    # Fused multiply-add is what the tolerances allow for; Triton 3.9 warns where it is not said.
-    kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
 
 
 def _nested(items: Iterable[Any]) -> tuple[Any, ...]:
@@ -194,9 +190,7 @@ class _Call:
         """Mean and length of each row, with ``grad`` also its projections, if a tile cannot hold the row."""
         if not self.long or self.norm == "none":
             return (None,) * self.count
-        stats = tuple(
-            torch.empty((self.batch * s, 4), dtype=torch.float32, device=self.device) for s in self.sources
-        )
+        stats = tuple(replay.empty((self.batch * s, 4), torch.float32, self.device) for s in self.sources)
         tile = _tile(self.depth, False, self.count if self.per_channel else 1)
         grid = (self.batch * max(self.sources), self.count)
         sizes = {"B": self.batch, "BLOCK_D": tile.block}
@@ -225,7 +219,7 @@ def weighted_fusion(
         # aligned float64 calls cannot be captured in a CUDA graph.
         return reference.weighted_fusion(features, weights, mask, norm_weight, norm_bias, probe, options)
     batch, _, depth = features[0].shape
-    out = features[0].new_empty((batch, options.length, depth), dtype=options.dtype)
+    out = replay.empty((batch, options.length, depth), options.dtype, features[0].device)
     if out.numel() == 0:
         return out
     call = _Call(features, weights, mask, norm_weight, norm_bias, options)
@@ -270,9 +264,9 @@ def weighted_fusion_backward(
             grad, features, weights, mask, norm_weight, norm_bias, probe, options, needs
         )
     given = (weights, norm_weight, norm_bias, probe, *features)
-    make: Callable[..., Tensor] = torch.zeros if grad.numel() == 0 else torch.empty
+    make = replay.zeros if grad.numel() == 0 else replay.empty
     results = [
-        None if t is None or not need else make(t.shape, dtype=t.dtype, device=t.device)
+        None if t is None or not need else make(t.shape, t.dtype, t.device)
         for t, need in zip(given, needs, strict=True)
     ]
     if grad.numel() == 0 or all(r is None for r in results):
@@ -295,7 +289,7 @@ class _Backward:
         """Of ``sum_kernel``."""
 
     def _scratch(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.call.device)
+        return replay.empty(shape, torch.float32, self.call.device)
 
     def _summed(self, target: Tensor, outer: int, count: int, inner: int) -> Tensor:
         """Memory for what ``target`` is the sum of over the middle dimension; itself if that has one step."""

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from triton.runtime import driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from mmcore.backends import reference
+from mmcore.backends import reference, replay
 from mmcore.backends.triton.fusion import (
     _COMPILED,
     _check_device,
-    _launch,
     _nested,
     _on_device,
     _power_of_two,
     _programs,
 )
 from mmcore.kernels import losses as kernels
+from mmcore.kernels._launch import launch as _launch
 
 if TYPE_CHECKING:
     from mmcore.ops.losses import Head, LossProblem
@@ -104,10 +104,10 @@ def multi_task_loss(
     if problem.dtype == torch.float64:
         return reference.multi_task_loss(problem, needs)
     count = len(problem.heads)
-    total = torch.empty((), dtype=torch.float32, device=device)
-    losses = torch.empty(count, dtype=torch.float32, device=device)
+    total = replay.empty((), torch.float32, device)
+    losses = replay.empty((count,), torch.float32, device)
     unreduced = [
-        torch.empty(h.units, dtype=torch.float32, device=device) if h.task.reduction == "none" else None
+        replay.empty((h.units,), torch.float32, device) if h.task.reduction == "none" else None
         for h in problem.heads
     ]
     reduced = [h.task.reduction != "none" for h in problem.heads]
@@ -146,21 +146,32 @@ def multi_task_loss_backward(
 
 def scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply each gradient by a number on its device, in place. Nothing is touched if it is 1."""
+    if replay.serves(factor):
+        replay.run(_SCALE, (factor, *gradients), lambda: _scale_gradients(gradients, factor))
+    else:
+        _scale_gradients(gradients, factor)
+
+
+_SCALE = ("scale_gradients",)
+
+
+def _scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> tuple[()]:
     gradients = [g for g in gradients if g.numel()]
     if not gradients:
-        return
+        return ()
     device = gradients[0].device
     _check_device(device)
     flat = [_flat(g) for g in gradients]
     if factor.dtype == torch.float64 or any(g is None or g.dtype == torch.float64 for g in flat):
         # The kernel computes in float32, on what lies together.
         reference.scale_gradients(gradients, factor)
-        return
+        return ()
     jobs = [(g, g.numel()) for g in flat if g is not None]
     grid = min(max(-(-n // TILE) for _, n in jobs), _programs(device, _WAVES))
     arguments = {"gradients": _nested(jobs), "factor": factor, "COUNT": len(jobs), "BLOCK": TILE}
     with _on_device(device):
         _launch(kernels.losses_scale_kernel, (grid, len(jobs)), 4, arguments)
+    return ()
 
 
 def _flat(g: Tensor) -> Tensor | None:
@@ -182,7 +193,7 @@ def _gradients(
         if t is None or not need
         else t
         if o and w
-        else (torch.empty if w else torch.zeros)(t.shape, dtype=t.dtype, device=t.device)
+        else (replay.empty if w else replay.zeros)(t.shape, t.dtype, t.device)
         for t, need, w, o in zip(given, needs, written, over, strict=True)
     ]
 
@@ -235,7 +246,7 @@ class _Call:
         }
         partials = None
         if sums:
-            partials = torch.empty((4, programs), dtype=torch.float32, device=self.device)
+            partials = replay.empty((4, programs), torch.float32, self.device)
         weights, log_vars = self.problem.weights, self.problem.log_vars
         common: dict[str, Any] = {
             "partials": partials,
@@ -284,7 +295,7 @@ class _Call:
         parts = max(plan.parts for plan in plans)
         if not parts:
             return None
-        counts = torch.empty((len(plans), 2, SLOTS), dtype=torch.float32, device=self.device)
+        counts = replay.empty((len(plans), 2, SLOTS), torch.float32, self.device)
         arguments = {
             "counts": counts,
             "spans": tuple(_span(p.entries, p.parts, p.length) for p in plans),
