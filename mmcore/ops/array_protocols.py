@@ -135,7 +135,7 @@ def _read_dlpack(name: str, source: Any) -> ForeignArray:
     kind, index = (int(n) for n in source.__dlpack_device__())
     if kind not in (_CPU, _CUDA, _PINNED, _MANAGED):
         raise ValueError(
-            f"{name}: expected an array on the CPU or a CUDA device, got DLPack device type {kind}"
+            f"{name}: expected an array on the CPU or a CUDA device, got one of DLPack's device type {kind}"
         )
     device = torch.device("cpu")
     stream: dict[str, int] = {}

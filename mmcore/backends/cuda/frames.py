@@ -41,19 +41,19 @@ class _TableCache:
         self._of_graphs: set[_Tables] = set()
 
     def get(self, kinds: Sequence[SourceKind], device: int, stream: int) -> list[_Tables]:
-        """Tables of ``kinds``, in their order, to be read on ``stream`` of ``device``."""
+        """Tables of ``kinds``, in their order, to be held until what reads them is on ``stream``."""
         found = self._found
-        try:
-            tables = [found[kind, device] for kind in kinds]
-        except KeyError:
-            with self._lock:
+        with self._lock:
+            try:
+                tables = [found[kind, device] for kind in kinds]
+            except KeyError:
                 self._copy([k for k in dict.fromkeys(kinds) if (k, device) not in found], device)
                 tables = [found[kind, device] for kind in kinds]
                 self._forget(tables)
-        for entry in tables:
-            entry.streams.add(stream)
-        if torch.cuda.is_current_stream_capturing():
-            self._of_graphs.update(tables)
+            for entry in tables:
+                entry.streams.add(stream)
+            if torch.cuda.is_current_stream_capturing():
+                self._of_graphs.update(tables)
         return tables
 
     def _copy(self, kinds: Sequence[SourceKind], device: int) -> None:
@@ -79,7 +79,7 @@ class _TableCache:
                 break
             if entry not in keep:
                 del self._found[key]
-                for stream in entry.streams:  # kernels there may still be reading
+                for stream in entry.streams:  # kernels there may still be reading, or are about to
                     entry.memory.record_stream(_torch_stream(stream, key[1]))
 
 
@@ -107,10 +107,10 @@ def convert_groups(groups: Sequence[FrameGroup], out: Tensor, method: int = 0) -
         return
     stream = current_stream(index)
     kind = groups[0].kind
-    tables = [t.native for t in _tables.get([g.kind for g in groups], index, stream)]
-    arguments = [(t, g.memory.planes, g.memory.frames) for t, g in zip(tables, groups, strict=True)]
+    tables = _tables.get([g.kind for g in groups], index, stream)
+    arguments = [(t.native, g.memory.planes, g.memory.frames) for t, g in zip(tables, groups, strict=True)]
     address = 0
-    if any(t.needs_scratch for t in tables):
+    if any(t.native.needs_scratch for t in tables):
         scratch = torch.empty(_cuda.groups_scratch_bytes(arguments), dtype=torch.uint8, device=device)
         address = scratch.data_ptr()
     output = output_desc(out, kind.transform.layout, *kind.out_size)
