@@ -42,7 +42,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """``-m gpu`` passes over modules whose packages a machine with a GPU may lack, such as PyAV."""
     report = yield
-    if report.failed and collector.config.option.markexpr == "gpu" and isinstance(collector, pytest.Module):
+    if report.failed and collector.config.option.markexpr == "gpu":
         absent = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr))
         if absent:
             collector.config.stash[_LEFT_OUT][collector.path.name] = absent[1]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
-from mmcore.compat.torchcodec.decoders import VideoDecoder
+if TYPE_CHECKING:
+    from mmcore.compat.torchcodec.decoders import VideoDecoder
 
 
 @pytest.fixture
 def decoder(clip: Path) -> VideoDecoder:
     """Decoder of the 40 numbered frames of ``clip``, 25 a second."""
+    from mmcore.compat.torchcodec.decoders import VideoDecoder  # needs PyAV, which may be absent
+
     return VideoDecoder(clip)
 
 
