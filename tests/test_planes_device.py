@@ -373,9 +373,24 @@ def test_while_a_graph_is_captured_nothing_else_is_waited_for(gpu: Gpu) -> None:
 # tables
 
 
+def test_tables_are_not_copied_while_a_graph_is_captured(gpu: Gpu) -> None:
+    planes = on_device(source("gray", 1, 9, 9), stream=0)
+    gpu.capturing = True
+    with pytest.raises(mmcore.UnsupportedError, match="convert such frames once before the capture"):
+        mmcore.frames_to_tensor(planes, TRANSFORM)
+    assert not gpu.uploads
+    gpu.capturing = False
+    mmcore.frames_to_tensor(planes, TRANSFORM)
+    gpu.capturing = True
+    mmcore.frames_to_tensor(planes, TRANSFORM)
+    assert len(gpu.uploads) == 1
+
+
 def small_cache(monkeypatch: pytest.MonkeyPatch, most: int) -> Any:
+    """Room for so many kinds of the frames of these tests."""
     backend: Any = sys.modules["mmcore.backends.cuda.frames"]
-    cache = backend._TableCache(most)
+    kind = planes_module.planes_kind(source("gray", 1, 11, 9), TRANSFORM)
+    cache = backend._TableCache(most * len(kind.plan.device_tables()) + 1000)
     monkeypatch.setattr(backend, "_tables", cache)
     return cache
 

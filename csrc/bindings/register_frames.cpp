@@ -124,11 +124,15 @@ void register_frames(py::module_& m) {
            py::arg("shift"), py::arg("log2_chroma"), py::arg("source"), py::arg("resize"), py::arg("crop"),
            py::arg("interpolation"), py::arg("antialias"), py::arg("chroma"), py::arg("kr_kb"), py::arg("full_range"),
            py::arg("accuracy"), py::arg("dtype"), py::arg("mul"), py::arg("add"), py::arg("sub_div"), py::arg("scale"),
-           py::arg("color") = py::none(), py::arg("horizontal_flip") = false)
+           py::arg("color") = py::none(), py::arg("horizontal_flip") = false, py::call_guard<py::gil_scoped_release>())
       .def(
           "device_tables",
           [](const Plan& self) {
-            const std::vector<std::uint8_t> tables = mmcore::make_frames_tables(self.spec);
+            std::vector<std::uint8_t> tables;
+            {
+              py::gil_scoped_release release;
+              tables = mmcore::make_frames_tables(self.spec);
+            }
             return py::bytes(reinterpret_cast<const char*>(tables.data()), tables.size());
           },
           "The plan as device kernels read it: bytes to copy to the device as they are.")

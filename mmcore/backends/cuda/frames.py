@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from mmcore import _cuda  # type: ignore[attr-defined, unused-ignore]
 from mmcore.backends.cpu.frames import output_desc
+from mmcore.errors import UnsupportedError
+from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
     from mmcore.ops.planes import FrameGroup, SourceKind
@@ -23,19 +26,19 @@ pointer_device = _cuda.pointer_device
 class _Tables:
     """Tables of one kind of source frame on one device."""
 
-    __slots__ = ("memory", "native", "streams")
+    __slots__ = ("memory", "native", "size", "streams")
 
-    def __init__(self, native: _cuda.DeviceTables, memory: Tensor) -> None:
-        self.native = native
+    def __init__(self, native: _cuda.DeviceTables, memory: Tensor, size: int) -> None:
+        self.native, self.size = native, size
         self.memory = memory  # what they lie in, shared with those that were copied at the same time
         self.streams: set[int] = set()  # that kernels which read them were put on
 
 
 class _TableCache:
-    """Tables on devices, those used last; a graph's are kept for good, since it holds their addresses."""
+    """Tables on devices, the newest in so many bytes; a graph's stay, since it holds their addresses."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
         self._lock = threading.Lock()
         self._found: dict[tuple[SourceKind, int], _Tables] = {}
         self._of_graphs: set[_Tables] = set()
@@ -58,32 +61,51 @@ class _TableCache:
 
     def _copy(self, kinds: Sequence[SourceKind], device: int) -> None:
         """All in one copy: a batch of frames of unequal size may bring as many kinds."""
-        blocks, starts, size = [], [], 0
-        for kind in kinds:
-            blocks.append(kind.plan.device_tables())
+        if torch.cuda.is_current_stream_capturing():
+            raise UnsupportedError(
+                "frames of a size, format and colour that have not been converted before need their filters"
+                " copied to the device, which cannot be while a CUDA graph is captured: convert such frames once"
+                " before the capture"
+            )
+        blocks = _device_tables(kinds)
+        starts, size = [], 0
+        for block in blocks:
             starts.append(size)
-            size += -(-len(blocks[-1]) // 256) * 256
+            size += -(-len(block) // 256) * 256
         staging = bytearray(size)
         for block, start in zip(blocks, starts, strict=True):
             staging[start : start + len(block)] = block
         memory = upload(staging, device)
         address = memory.data_ptr()
         for kind, block, start in zip(kinds, blocks, starts, strict=True):
-            self._found[kind, device] = _Tables(_cuda.DeviceTables(block, address + start), memory)
+            self._found[kind, device] = _Tables(
+                _cuda.DeviceTables(block, address + start), memory, len(block)
+            )
+            self._bytes += len(block)
 
     def _forget(self, wanted: Sequence[_Tables]) -> None:
-        """Let go of what was copied first, beyond the number that is kept."""
+        """Let go of what was copied first, beyond what is kept."""
         keep = {*wanted, *self._of_graphs}
         for key, entry in [*self._found.items()]:
-            if len(self._found) <= self._most:
+            if self._bytes <= self._most_bytes:
                 break
             if entry not in keep:
                 del self._found[key]
+                self._bytes -= entry.size
                 for stream in entry.streams:  # kernels there may still be reading, or are about to
                     entry.memory.record_stream(_torch_stream(stream, key[1]))
 
 
-_tables = _TableCache(1024)
+def _device_tables(kinds: Sequence[SourceKind]) -> list[bytes]:
+    threads = min(get_num_threads(), len(kinds))
+    if threads < 2:
+        return [kind.plan.device_tables() for kind in kinds]
+    # About a millisecond each, most of it without the GIL
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda kind: kind.plan.device_tables(), kinds))
+
+
+_tables = _TableCache(128 << 20)  # some 300 kinds of 1080p frames
 
 
 def upload(block: bytearray, device: int) -> Tensor:
