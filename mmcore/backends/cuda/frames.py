@@ -64,8 +64,8 @@ class _TableCache:
         if torch.cuda.is_current_stream_capturing():
             raise UnsupportedError(
                 "frames of a size, format and colour that have not been converted before need their filters"
-                " copied to the device, which cannot be while a CUDA graph is captured: convert such frames once"
-                " before the capture"
+                " copied to the device, which cannot be while a CUDA graph is captured: convert such frames"
+                " once before the capture"
             )
         blocks = _device_tables(kinds)
         starts, size = [], 0
