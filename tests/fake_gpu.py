@@ -66,6 +66,7 @@ class FakeGpu:
         self.log: list[tuple[str, Any]] = []
         self.pinned: list[weakref.ref[Any]] = []
         self.memory: list[weakref.ref[Any]] = []
+        self.kept: dict[int, FakeStream] = {}  # by address, who uses memory of another stream
         self.fail_at = -1  # number of the launch that fails
         self._arenas: list[np.ndarray] = []
         self._random = random.Random(7)
@@ -112,6 +113,8 @@ class FakeGpu:
             if not may_wait:
                 return
             self.run_until(what)
+            if not stream.waiting or stream.waiting[0][1] is not what:
+                return  # what was freed on the way came by here
         stream.waiting.popleft()
         if kind == "work":
             what()
@@ -120,16 +123,37 @@ class FakeGpu:
 
     # --- memory
 
-    def new_memory(self, shape: Sequence[int], dtype: torch.dtype, where: list[weakref.ref[Any]]) -> Tensor:
-        """Aligned memory, full of what means nothing when it is new and when it was freed."""
+    def new_memory(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        where: list[weakref.ref[Any]],
+        stream: FakeStream | None = None,
+    ) -> Tensor:
+        """Aligned memory, full of what means nothing when it is new, and when it was freed and used anew.
+
+        Of the device it may be used anew, as by torch's allocator, by what is launched on its stream from
+        then on, or if it was kept for another, when all has run that is on that one then.
+        """
         size = int(np.prod(shape)) * dtype.itemsize
         whole = np.full(size + 512, _FRESH, np.uint8)
         start = -whole.ctypes.data % 512
         part = np.ndarray((size,), np.uint8, buffer=whole.data, offset=start)
         self._arenas.append(whole)  # a late reader finds the memory ruined, not gone
-        weakref.finalize(part, whole.fill, _FREED)
+        tensor = torch.from_numpy(part).view(dtype).view(tuple(shape))
+        address = tensor.data_ptr()
+        self.kept.pop(address, None)
+
+        def free() -> None:
+            user = self.kept.pop(address, stream)
+            if user is None:
+                whole.fill(_FREED)
+            else:
+                self.push(user, "work", functools.partial(whole.fill, _FREED))
+
+        weakref.finalize(part, free)
         where.append(weakref.ref(part))
-        return torch.from_numpy(part).view(dtype).view(tuple(shape))
+        return tensor
 
     @staticmethod
     def alive(where: list[weakref.ref[Any]]) -> int:
@@ -176,14 +200,14 @@ class FakeQueue:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, stream: FakeStream) -> Tensor:
         self.gpu.log.append(("empty", stream.name))
-        return self.gpu.new_memory(shape, dtype, self.gpu.memory)
+        return self.gpu.new_memory(shape, dtype, self.gpu.memory, stream)
 
     def empty_pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         self.gpu.log.append(("pinned", tuple(shape)))
         return self.gpu.new_memory(shape, dtype, self.gpu.pinned)
 
     def keep(self, memory: Tensor, stream: FakeStream) -> None:
-        self.gpu.push(stream, "work", lambda: memory.data_ptr())  # holds it until then
+        self.gpu.kept[memory.data_ptr()] = stream
 
 
 @contextlib.contextmanager

@@ -10,12 +10,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 
 from mmcore.decoding.nvdec import open_codec
+
+if TYPE_CHECKING:
+    from fake_gpu import FakeGpu
 
 _SPOILED = 0xA5
 _ALIGNMENT = 256  # of rows
@@ -33,16 +36,23 @@ class Plane:
 
 
 class Surface:
-    """A frame of format "cuda" made of one of the CPU's; everything else is that frame's."""
+    """A frame of format "cuda" made of one of the CPU's; everything else is that frame's.
+
+    With a :class:`fake_gpu.FakeGpu` the picture is put there, and the next one when it is dropped, in the
+    order of the decoders' stream: as late as something waits for it, or at once if ``eager``.
+    """
 
     live = 0  # how many there are
     most = 0  # and were at the same time
 
-    def __init__(self, frame: av.VideoFrame, coded_rows: int = 16) -> None:
+    def __init__(
+        self, frame: av.VideoFrame, coded_rows: int = 16, gpu: FakeGpu | None = None, eager: bool = False
+    ) -> None:
         self._tags = {
             name: getattr(frame, name)
             for name in ("pts", "width", "height", "colorspace", "color_range", "is_corrupt", "duration")
         }
+        self._frame = frame
         self.format = SimpleNamespace(name="cuda")
         self.sw_format = SimpleNamespace(name=_HELD_AS[frame.format.name])
         parts = [_samples(frame, p) for p in range(3)]
@@ -54,14 +64,40 @@ class Surface:
         pitch = -(-max(part.shape[1] * part.itemsize for part in parts) // _ALIGNMENT) * _ALIGNMENT
         coded = -(-frame.height // coded_rows) * coded_rows + coded_rows
         memory = np.full((len(parts) * coded, pitch), _SPOILED, np.uint8)
-        for p, part in enumerate(parts):
-            rows = memory[p * coded : p * coded + len(part), : part.shape[1] * part.itemsize]
-            rows[:] = np.ascontiguousarray(part).view(np.uint8)
+
+        def fill() -> None:
+            for p, part in enumerate(parts):
+                rows = memory[p * coded : p * coded + len(part), : part.shape[1] * part.itemsize]
+                rows[:] = np.ascontiguousarray(part).view(np.uint8)
+
+        def spoil() -> None:
+            memory[:] = _SPOILED
+            _kept.append(memory)  # a read of it is wrong, not a crash
+            del _kept[:-64]
+
+        def launch(work: Callable[[], None]) -> None:
+            if gpu is None:
+                work()
+            else:
+                gpu.push(gpu.decoders, "work", work)
+                if eager:
+                    gpu.run_all(gpu.decoders)
+
+        def drop() -> None:
+            Surface.live -= 1
+            launch(spoil)
+
+        launch(fill)
         self._addresses = [memory.ctypes.data + p * coded * pitch for p in range(len(parts))]
         self._pitch = pitch
         Surface.live += 1
         Surface.most = max(Surface.most, Surface.live)
-        weakref.finalize(self, _spoil, memory)
+        weakref.finalize(self, drop)
+
+    def reformat(self, format: str) -> av.VideoFrame:
+        """Copy it to the CPU."""
+        assert format == self.sw_format.name
+        return self._frame.reformat(format=format)
 
     @property
     def planes(self) -> tuple[Plane, ...]:
@@ -71,13 +107,6 @@ class Surface:
         if name.startswith("_"):
             raise AttributeError(name)
         return self._tags[name]
-
-
-def _spoil(memory: np.ndarray) -> None:
-    memory[:] = _SPOILED
-    Surface.live -= 1
-    _kept.append(memory)  # a read of it is wrong, not a crash
-    del _kept[:-64]
 
 
 _kept: list[np.ndarray] = []
@@ -108,6 +137,8 @@ class Codec:
 
 class FakeNvdec:
     """In place of :class:`mmcore.decoding.nvdec.Nvdec`: the CPU decodes."""
+
+    engines = 2
 
     def __init__(self, change: Callable[[av.VideoFrame], Any] = Surface) -> None:
         self.change = change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -187,7 +188,7 @@ class FrameBatchBuilder:
         if out is None or not all(self._filled):
             missing = [i for i, filled in enumerate(self._filled) if not filled]
             raise ValueError(f"frames {missing[:8]} of {self.num_frames} were never put into the batch")
-        self._do(lambda: repeat_last(out, self.transform.layout, self.num_frames, *self._size))
+        self._do(functools.partial(repeat_last, out, self.transform.layout, self.num_frames, *self._size))
         if self._target is None:
             return out
         queue = self._target.queue

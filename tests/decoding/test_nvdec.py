@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import gc
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import frames_emulator
 import pytest
 import torch
-from media import write_video
+from fake_gpu import FakeGpu, fake_gpu
+from media import damage, write_video
 from surfaces import FakeNvdec, Surface
 
 import mmcore
@@ -162,13 +167,6 @@ def test_frames_that_are_no_surfaces(tmp_path: Path) -> None:
         surface_planes(frame)
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if frames_emulator.compiler() is None:
-        pytest.skip("needs the sources and a C++ compiler")
-    return frames_emulator.build(tmp_path_factory.mktemp("emulator"))
-
-
 @pytest.mark.parametrize(("pix_fmt", "size"), SIZES)
 def test_the_kernels_read_surfaces(
     pix_fmt: str, size: tuple[int, int], emulator: ctypes.CDLL, tmp_path: Path
@@ -183,6 +181,255 @@ def test_the_kernels_read_surfaces(
             transform, method,
         )  # fmt: skip
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+# --- batches of them
+
+
+@pytest.fixture(params=["eager", "lazy", "lazy decoders", "random"])
+def policy(request: pytest.FixtureRequest) -> str:
+    """Whose work is done as late as it may be."""
+    return str(request.param)
+
+
+Make = Callable[..., VideoDecoder]
+
+
+@pytest.fixture
+def make(
+    emulator: ctypes.CDLL, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Make, FakeGpu]]:
+    """Decoders with NVDEC on a fake GPU, and that GPU."""
+    with fake_gpu(emulator, policy.split()[0]) as gpu:
+
+        def opener(number: int, engines: int) -> FakeNvdec:
+            assert (number, engines) == (0, 2)
+            return FakeNvdec(functools.partial(Surface, gpu=gpu, eager=policy == "lazy"))
+
+        monkeypatch.setattr(nvdec_choice, "look", lambda *kind: (None, 2))
+        monkeypatch.setattr(nvdec_choice, "Nvdec", opener)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        nvdec_choice._warned.clear()
+
+        def make(path: Path, **options: Any) -> VideoDecoder:
+            return VideoDecoder(path, device="cuda", decoder="nvdec", **options)
+
+        yield make, gpu
+
+
+SMALL = FrameTransform(resize=(24, 40))
+
+
+def expected_of(path: Path, transform: FrameTransform = SMALL, layout: str = "nv12") -> torch.Tensor:
+    """What comes of the CPU's frames, laid out as NVDEC's."""
+    frames = [frame.reformat(format=layout) for frame in frames_of(path)]
+    return mmcore.frames_to_tensor(frames, transform)
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_batches(threads: int | None, make: tuple[Make, FakeGpu], clip: Path) -> None:
+    opened, gpu = make
+    expected = expected_of(clip)
+    decoder = opened(clip, transform=SMALL, num_threads=threads)
+    assert decoder.decoder == "nvdec"
+    assert decoder._team.num_threads <= (threads or 2)
+    for numbers in ([17], [3, 4, 30], [39, 0, 12, 0], list(range(40)), [11, 12, 13]):
+        data = decoder.get_frames_at(numbers).data
+        gpu.drain()
+        assert_near(data, expected[numbers])
+    assert not any(kind == "host waits" for kind, _ in gpu.log)
+    singles = list(decoder)
+    gpu.drain()
+    assert_near(torch.stack(singles), expected)
+
+
+def test_surfaces_are_not_kept(make: tuple[Make, FakeGpu], clip: Path) -> None:
+    opened, gpu = make
+    decoder = opened(clip, transform=SMALL, num_threads=1)
+    gc.collect()
+    Surface.most = Surface.live
+    before = Surface.live
+    data = decoder[:]
+    assert Surface.most - before <= 8  # what the decoder gives at once, at the end of a group
+    gpu.drain()
+    assert_near(data, expected_of(clip))
+    decoder.close()
+    del decoder
+    gc.collect()
+    assert Surface.live <= before
+    assert data.sum().isfinite()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        FrameTransform(dtype=torch.uint8),
+        SMALL.replace(layout="CNHW", interpolation="bicubic"),
+        SMALL.replace(accuracy="rgb8"),
+        FrameTransform(resize=(32, 48), layout=mmcore.Patches(patch_size=8, temporal_patch_size=2)),
+        FrameTransform(crop=(8, 16, 40, 48), mean=(0.5,) * 3, std=(0.2,) * 3),
+    ],
+    ids=lambda t: str(t.layout)[:7],
+)
+@pytest.mark.parametrize("codec", [("yuv420p", "nv12"), ("yuv420p10le", "p010le")])
+def test_formats(
+    transform: FrameTransform, codec: tuple[str, str], make: tuple[Make, FakeGpu], tmp_path: Path
+) -> None:
+    opened, gpu = make
+    path = write_video(tmp_path / "a.mp4", num_frames=5, pix_fmt=codec[0], size=(66, 98))
+    data = opened(path, transform=transform)[:]
+    gpu.drain()
+    expected = expected_of(path, transform, codec[1])
+    if transform.dtype == torch.uint8:
+        assert (data.int() - expected.int()).abs().max() <= 1
+    else:
+        torch.testing.assert_close(data, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rotation", [90, 180])
+@pytest.mark.parametrize("how", [{}, {"interpolation": "nearest"}, {"accuracy": "rgb8"}])
+def test_turned_pictures(
+    rotation: int, how: dict[str, Any], make: tuple[Make, FakeGpu], tmp_path: Path
+) -> None:
+    opened, gpu = make
+    path = write_video(tmp_path / "a.mp4", num_frames=5, rotation=rotation)
+    transform = SMALL.replace(**how)
+    data = opened(path, transform=transform)[:]
+    gpu.drain()
+    # a level of a byte more or less moves the result by the share that it has
+    torch.testing.assert_close(data, VideoDecoder(path, transform=transform)[:], rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "nearest"])
+def test_damaged_files(on_error: str, make: tuple[Make, FakeGpu], clip: Path, tmp_path: Path) -> None:
+    opened, gpu = make
+    path = damage(clip, tmp_path / "damaged.mp4", length=2000)
+    expected = VideoDecoder(path, transform=SMALL, on_error=on_error, num_threads=1).get_frames_at(range(40))
+    batch = opened(path, transform=SMALL, on_error=on_error, num_threads=1).get_frames_at(range(40))
+    gpu.drain()
+    assert expected.valid is not None
+    assert batch.valid is not None
+    assert torch.equal(batch.valid, expected.valid)
+    torch.testing.assert_close(batch.data, expected.data, rtol=0, atol=2e-5)
+
+
+def test_the_cpu_may_convert(make: tuple[Make, FakeGpu], clip: Path) -> None:
+    opened, gpu = make
+    decoder = opened(clip, transform=SMALL, convert_on="cpu")
+    data = decoder[:]
+    gpu.drain()
+    assert decoder.decoder == "nvdec"
+    assert not any(kind == "convert" for kind, _ in gpu.log)
+    assert torch.equal(data, expected_of(clip))
+    with mmcore.backend("reference"):
+        data = decoder[:3]
+        gpu.drain()
+    assert_near(data, expected_of(clip)[:3])
+
+
+def test_frames_of_the_cpu_between_them(make: tuple[Make, FakeGpu], clip: Path) -> None:
+    opened, gpu = make
+    decoder = opened(clip, transform=SMALL, num_threads=1)
+    frames = iter(range(1000))
+
+    def change(frame: av.VideoFrame) -> Any:
+        return frame if next(frames) % 3 == 0 else Surface(frame, gpu=gpu)
+
+    decoder._reader.nvdec = FakeNvdec(change)  # type: ignore[assignment]
+    data = decoder[:]
+    gpu.drain()
+    assert_near(data, expected_of(clip))
+
+
+def test_surfaces_for_the_cpu(clip: Path) -> None:
+    frames = frames_of(clip)[:3]
+    got = mmcore.frames_to_tensor([Surface(frame) for frame in frames], SMALL)  # type: ignore[misc]
+    assert torch.equal(got, expected_of(clip)[:3])
+
+
+# --- the CPU instead
+
+
+def falls_back(make: Make, path: Path, gpu: FakeGpu, message: str) -> None:
+    with pytest.warns(UserWarning, match=f"decoder='nvdec': decoding on the CPU instead: {message}"):
+        decoder = make(path, transform=SMALL)
+    assert decoder.decoder == "cpu"
+    data = decoder[:]
+    gpu.drain()
+    assert_near(data, VideoDecoder(path, transform=SMALL)[:])
+    make(path)  # warned of already
+
+
+@pytest.mark.parametrize("policy", ["lazy"], indirect=True)
+class TestFallback:
+    def test_it_says_why(
+        self, make: tuple[Make, FakeGpu], clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened, gpu = make
+        asked: list[Any] = []
+
+        def look(*kind: Any) -> tuple[str, int]:
+            asked.append(kind)
+            return "there is no such thing", 0
+
+        monkeypatch.setattr(nvdec_choice, "look", look)
+        falls_back(opened, clip, gpu, "there is no such thing")
+        assert asked[0] == ("h264", "yuv420p", 128, 96, torch.device("cuda"))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (same, "FFmpeg could not set up NVDEC"),
+            ({"width": 130}, "cropped at the left or the top"),
+            (
+                {"sw_format": SimpleNamespace(name="p016le")},
+                "come as p016le, which the frames op does not read",
+            ),
+        ],
+    )
+    def test_first_frame(
+        self,
+        change: Any,
+        message: str,
+        make: tuple[Make, FakeGpu],
+        clip: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        opened, gpu = make
+
+        def changed(frame: av.VideoFrame) -> Any:
+            if callable(change):
+                return change(frame)
+            surface = Surface(frame)
+            vars(surface).update(change)
+            return surface
+
+        monkeypatch.setattr(nvdec_choice, "Nvdec", lambda number, engines: FakeNvdec(changed))
+        falls_back(opened, clip, gpu, f".*{message}")
+
+    def test_it_cannot_be_opened(
+        self, make: tuple[Make, FakeGpu], clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened, gpu = make
+
+        class Refusing:
+            def open(self, stream: Any) -> Any:
+                raise DecodeError("out of memory")
+
+        monkeypatch.setattr(nvdec_choice, "Nvdec", lambda number, engines: Refusing())
+        falls_back(opened, clip, gpu, "out of memory")
+
+
+def test_arguments(clip: Path) -> None:
+    with pytest.raises(ValueError, match="decoder: expected 'cpu' or 'nvdec', got 'gpu'"):
+        VideoDecoder(clip, decoder="gpu")
+    with pytest.raises(ValueError, match="decoder='nvdec': its frames lie on a GPU: pass device='cuda'"):
+        VideoDecoder(clip, decoder="nvdec")
+    assert VideoDecoder(clip).decoder == "cpu"
 
 
 # --- whether it is there
