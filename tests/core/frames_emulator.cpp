@@ -1,11 +1,15 @@
 // The CUDA frames kernels' bodies run on the CPU, thread after thread with every barrier kept, behind the C interface
 // that tests/test_frames_cuda.py calls: what a device computes, but for its rounding of asynchronous copies to time.
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <vector>
 
 #include "frames_body.h"
 #include "frames_matrix.h"
+
+// Threads of a block at least: on a device the frame that needs most of a launch says how many.
+extern "C" int frames_emulator_threads = 0;
 
 namespace mmcore::cuda {
 
@@ -15,7 +19,8 @@ namespace {
 template <typename T, int kN, int kLuma, int kChroma>
 void stream(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
   const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
-  const int threads = t.max_threads, blocks = (t.out_h + strip_rows - 1) / strip_rows * t.num_tiles;
+  const int threads = std::max(t.max_threads, frames_emulator_threads);
+  const int blocks = (t.out_h + strip_rows - 1) / strip_rows * t.num_tiles;
   const std::size_t count = static_cast<std::size_t>(threads);
   for (int block = 0; block < blocks; ++block) {
     std::vector<std::uint8_t> ring(static_cast<std::size_t>(kRing) * count * kN * sizeof(T), 0xA5);
