@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable, Generator
@@ -82,6 +83,16 @@ def cached_media(media_dir: Path) -> Callable[[str, Callable[[Path], object]], P
         return path
 
     return get
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA frames kernels' bodies, compiled for the CPU."""
+    import frames_emulator
+
+    if frames_emulator.compiler() is None:
+        pytest.skip("needs the sources and a C++ compiler")
+    return frames_emulator.build(tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.fixture(scope="session")

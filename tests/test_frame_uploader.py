@@ -26,13 +26,6 @@ from mmcore.ops.planes import ColorSpec
 SMALL = mmcore.FrameTransform(resize=(13, 20), crop=(11, 12))
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if frames_emulator.compiler() is None:
-        pytest.skip("needs the sources and a C++ compiler")
-    return frames_emulator.build(tmp_path_factory.mktemp("emulator"))
-
-
 @pytest.fixture(params=["lazy", "random", "eager"])
 def gpu(request: pytest.FixtureRequest, emulator: ctypes.CDLL) -> Iterator[FakeGpu]:
     with fake_gpu(emulator, request.param) as gpu:

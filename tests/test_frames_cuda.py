@@ -37,13 +37,6 @@ STREAMED = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if frames_emulator.compiler() is None:
-        pytest.skip("needs the sources and a C++ compiler")
-    return frames_emulator.build(tmp_path_factory.mktemp("emulator"))
-
-
 METHODS = (frames_emulator.AUTO, frames_emulator.GATHER, frames_emulator.STREAM, frames_emulator.MATRIX)
 
 
@@ -83,6 +76,22 @@ def test_large_pictures_give_the_oracle_numbers(
     )
     assert used == method
     assert_frames_right(case, result)
+
+
+@pytest.mark.parametrize("case", STREAMED[:9:2], ids=lambda case: case.id)
+def test_a_block_may_have_more_threads_than_its_frame_needs(case: Case, emulator: ctypes.CDLL) -> None:
+    """As in a launch together with larger frames."""
+    color, fmt = ColorSpec(*case.color), PIXEL_FORMATS[case.format]
+    arguments = (case.data(), fmt, case.height, case.width, color, case.transform, frames_emulator.STREAM, 20)
+    expected, _ = frames_emulator.convert(emulator, *arguments)
+    threads = ctypes.c_int.in_dll(emulator, "frames_emulator_threads")
+    threads.value = 512
+    try:
+        result, used = frames_emulator.convert(emulator, *arguments)
+    finally:
+        threads.value = 0
+    assert used == frames_emulator.STREAM
+    assert torch.equal(result, expected)
 
 
 needs_gpu = pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -287,6 +288,54 @@ def test_an_absent_sanitizer_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     sanitizer.run(bench)
     assert list(bench.record["not_run"]) == ["racecheck"]
     assert "CUDA toolkit" in bench.record["not_run"]["racecheck"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the tool is a shell script here")
+@pytest.mark.parametrize("said", ["DONE frames a\n", "FAILED frames a: AssertionError\n", ""])
+def test_a_tool_runs_the_cases(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho \"$@\" $PYTORCH_NO_CUDA_MEMORY_CACHING\nprintf '{said}'\n"
+                    "echo ========= ERROR SUMMARY: 2 errors\n")  # fmt: skip
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    bench = Bench(CPU, seconds=100.0, part=(0, 2))
+    sanitizer.run(bench)
+    assert bench.record["memcheck"] == 2
+    if said.startswith("DONE"):
+        assert "errors" not in bench.record
+        assert bench.record["table"][0].startswith("memcheck: 2 errors over 1 cases")
+    else:
+        assert list(bench.record["errors"]) == ["memcheck"], "it ran no case to its end"
+
+
+# ---- decoding
+
+
+def test_every_way_of_decoding_gives_the_same(
+    clip: Path, emulator: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that the CPU plays: the calls of a real run, whose results are tensors of the CPU."""
+    pytest.importorskip("av")
+    from fake_gpu import fake_gpu
+
+    from bench.gpu import decode
+
+    ours = decode._ours
+    monkeypatch.setattr(decode, "_ours", lambda bench, *how: ours(Bench(CPU), *how))
+    with fake_gpu(emulator, "eager") as gpu:
+        row = decode._time(Bench(CPU, dry=True), clip, 40, 1)
+    assert {kind for kind, _ in gpu.log} >= {"pinned", "convert"}
+    assert {name for name in row["times"] if name.startswith("mmcore")} == {
+        "mmcore",
+        "mmcore, planes over the bus",
+        "mmcore, tensors over the bus",
+        "mmcore on the CPU, then copied",
+    }
+    assert {"decode alone", "PyAV, RGB"} <= set(row["times"])
+    assert "TorchCodec CUDA" in row["absent"]
+    record: dict[str, Any] = {"rows": {"96x128, 40 frames, 1 thread": row}}
+    decode._compare(record)
+    assert record["over_pyav"] == row["times"]["PyAV, RGB"]["ms"] / row["times"]["mmcore"]["ms"]
 
 
 # ---- the build
