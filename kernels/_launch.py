@@ -39,7 +39,19 @@ def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, 
 class _Again:
     """A launch with the addresses of other tensors."""
 
-    __slots__ = ("compiled", "constants", "device", "driver", "grid", "inner", "knobs", "run", "top")
+    __slots__ = (
+        "constants",
+        "device",
+        "driver",
+        "function",
+        "grid",
+        "inner",
+        "knobs",
+        "metadata",
+        "packed",
+        "run",
+        "top",
+    )
 
     def __init__(
         self,
@@ -60,12 +72,11 @@ class _Again:
             self.run = compiled.run
             names = " ".join(inspect.signature(self.run).parameters)
             values = [_without_empty(arguments[p.name]) for p in kernel.params]
-            self.compiled = compiled
-            known = names in _LAUNCHERS and isinstance(compiled.function, int)
-            known = known and hasattr(compiled, "packed_metadata")
+            self.function, self.packed = compiled.function, compiled.packed_metadata
+            self.metadata = compiled.launch_metadata
         except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
             raise replay.Unplannable from error
-        if not known:
+        if names not in _LAUNCHERS or not isinstance(self.function, int):
             raise replay.Unplannable
         self.grid = (*grid, 1, 1)[:3]
         # The values of a launch: addresses, then constants, then tuples of those and of tuples before.
@@ -88,31 +99,21 @@ class _Again:
         values = pointers + self.constants
         for pick in self.inner:
             values.append(pick(values))
-        if self.driver.get_current_device() == self.device:
-            self._launch(self.top(values))
-        else:
-            with torch.cuda.device(self.device):
-                self._launch(self.top(values))
+        arguments = self.top(values)
+        device, driver = self.device, self.driver
+        if driver.get_current_device() != device:
+            with torch.cuda.device(device):
+                return self._launch(arguments, driver.get_current_stream(device))
+        return self._launch(arguments, driver.get_current_stream(device))
 
-    def _launch(self, arguments: tuple[Any, ...]) -> None:
-        compiled = self.compiled
-        stream = self.driver.get_current_stream(self.device)
-        enter, leave = self.knobs.launch_enter_hook, self.knobs.launch_exit_hook
+    def _launch(self, arguments: tuple[Any, ...], stream: int) -> None:
         metadata = None
+        enter, leave = self.knobs.launch_enter_hook, self.knobs.launch_exit_hook
         if _is_set(enter) or _is_set(leave):  # of profilers
-            metadata = compiled.launch_metadata(self.grid, stream, *arguments)
+            metadata = self.metadata(self.grid, stream, *arguments)
         else:
-            enter = leave = None
-        self.run(
-            *self.grid,
-            stream,
-            compiled.function,
-            compiled.packed_metadata,
-            metadata,
-            enter,
-            leave,
-            *arguments,
-        )
+            enter = leave = None  # a chain of none costs two calls
+        self.run(*self.grid, stream, self.function, self.packed, metadata, enter, leave, *arguments)
 
 
 def _is_set(hook: Any) -> bool:

@@ -242,8 +242,12 @@ def multi_task_value_and_grad(
             )
             found = [g if need else None for g, need in zip(found, needs, strict=True)]
     else:
-        with torch.no_grad():
+        recorded = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad() costs a fifth of a small call
+        try:
             total, *rest = _record(call, tensors, needs)
+        finally:
+            torch._C._set_grad_enabled(recorded)
         assert call.gradients is not None
         found = [
             torch.zeros_like(t) if g is None and t is not None else g
@@ -611,7 +615,9 @@ def _replayed(
     except AttributeError:
         return compute()  # what is no task is refused there
     masks = call.masks or ()
-    return replay.run((options, len(masks), *specs), (*tensors, *call.targets, *masks, *weights), compute)
+    # Where gradients are enabled, targets that require one are refused.
+    options = (*options, len(masks), torch.is_grad_enabled())
+    return replay.run((options, *specs), (*tensors, *call.targets, *masks, *weights), compute)
 
 
 def _written(call: _Call, tensors: Tensors, needs: Sequence[bool]) -> None:
