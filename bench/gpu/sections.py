@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -44,13 +45,13 @@ SECTIONS = (
     Section("ceilings", "bench.gpu.ceilings", "run", 40),
     Section("frames correctness", "bench.gpu.frames", "correctness", 120, workers=3, timed=False),
     Section("correctness", "bench.gpu.correctness", "run", 150, workers=0, timed=False),
-    Section("sanitizer", "bench.gpu.sanitizer", "run", 150, workers=2, timed=False, triton=False),
+    Section("sanitizer", "bench.gpu.sanitizer", "run", 110, workers=2, timed=False, triton=False),
     Section("contract", "bench.gpu.contract", "run", 100, timed=False),
     Section("training", "bench.gpu.training", "run", 120, timed=False, triton=False),
-    Section("frames", "bench.gpu.frames", "timings", 90),
-    Section("losses", "bench.gpu.losses", "run", 100),
-    Section("fusion", "bench.gpu.fusion", "run", 100),
-    Section("decode", "bench.gpu.decode", "run", 60, triton=False),
+    Section("frames", "bench.gpu.frames", "timings", 60),
+    Section("losses", "bench.gpu.losses", "run", 90),
+    Section("fusion", "bench.gpu.fusion", "run", 90),
+    Section("decode", "bench.gpu.decode", "run", 50, triton=False),
     Section("calls", "bench.gpu.calls", "run", 30),
     Section("nvdec", "bench.gpu.nvdec", "run", 45, triton=False),
     Section("system", "bench.gpu.system", "run", 45, triton=False),
@@ -60,7 +61,6 @@ SECTIONS = (
 """In order of importance: the machine, what is right, what is fast, and what stands on both."""
 
 _ENOUGH_CORES = 8
-_SPARE_CORES = 2
 _LEAST_SECONDS = 10
 
 
@@ -109,16 +109,18 @@ def run_all(
                 _Job(section, count, left if dry else min(section.seconds, left), dry, Path(folder), output)
                 for section, count in zip(ready, _processes(ready, workers), strict=True)
             ]
-            for job in jobs:
-                job.start()
-            for job in jobs:
-                parts = job.finish()
-                record["sections"][job.section.name] = {"parts": parts} if len(parts) > 1 else parts[0]
-                record["seconds"] = round(before + time.monotonic() - start, 1)
-                keep(record)
-                errors = sum(len(p.get("errors", {})) for p in parts)
-                took = f"{job.took:.0f} s{f', {errors} errors' if errors else ''}"
-                print(f"[{job.section.name}: {took}]", flush=True)
+            with contextlib.ExitStack() as stack:
+                for job in jobs:
+                    stack.callback(job.end)
+                    job.start()
+                for job in jobs:
+                    parts = job.finish()
+                    record["sections"][job.section.name] = {"parts": parts} if len(parts) > 1 else parts[0]
+                    record["seconds"] = round(before + time.monotonic() - start, 1)
+                    keep(record)
+                    errors = sum(len(p.get("errors", {})) for p in parts)
+                    took = f"{job.took:.0f} s{f', {errors} errors' if errors else ''}"
+                    print(f"[{job.section.name}: {took}]", flush=True)
     return record
 
 
@@ -141,7 +143,7 @@ def _groups(sections: Sequence[Section]) -> Iterator[list[Section]]:
 def _processes(group: Sequence[Section], workers: int) -> list[int]:
     """How many processes each of them gets."""
     taken = sum(section.workers for section in group)
-    left = max(1, _cores() - _SPARE_CORES - taken)
+    left = max(1, _cores() - taken)
     return [min(s.workers, _cores()) or workers or left for s in group]
 
 
@@ -189,8 +191,7 @@ class _Job:
                 code = process.wait(max(0.1, end - time.monotonic()))
                 ending = f"ended with status {code}" if code else ""
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                self._kill(process)
                 ending = f"took more than {self._seconds:.0f} s"
             part = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             if ending:
@@ -198,3 +199,14 @@ class _Job:
             parts.append(part)
         self.took = time.monotonic() - self._began
         return parts
+
+    def end(self) -> None:
+        """End those that still run, as when this program is interrupted."""
+        for process, _ in self._started:
+            if process.poll() is None:
+                self._kill(process)
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
