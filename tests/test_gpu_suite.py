@@ -91,7 +91,7 @@ def full_record() -> dict[str, Any]:
             },
             "decode": {"over_torchcodec": 1.7, "over_pyav": 1.6, "table": []},
             "calls": {"host_us": {"torch, mul and sum, step": 900.0, "fusion, step": 50.0}},
-            "nvdec": {"wrong": 0},
+            "nvdec": {"wrong": 0, "right": ["h264"]},
         },
     }
 
@@ -143,6 +143,9 @@ def test_what_was_not_run_says_why() -> None:
     record["not_run"]["nvdec"] = "the time was spent"
     record["sections"]["decode"]["not_run"] = {"TorchCodec": "No module named 'torchcodec'"}
     record["sections"]["calls"] = {"errors": {"process": "ended with status -11"}}
+    refused = full_record()
+    refused["sections"]["nvdec"] = {"wrong": 0, "right": [], "not_run": {"h264": "no engine"}}
+    assert states(refused)["NVDEC's planes those of the CPU"] == goals.NOT_RUN
     found = {o.what.strip(): (o.state, o.reached) for o in goals.outcomes(record)}
     assert found["NVDEC's planes those of the CPU"] == (goals.NOT_RUN, "the time was spent")
     assert found["decode and convert, over TorchCodec's fallback"] == (
