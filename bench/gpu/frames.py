@@ -22,7 +22,7 @@ import mmcore
 from bench.gpu.measure import Bench, Job
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
 
-__all__ = ["CASES", "correctness", "timings"]
+__all__ = ["CASES", "FramesCase", "correctness", "make_planes", "timings"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -100,7 +100,8 @@ def timings(bench: Bench) -> None:
             bench.record["rows"][case.name] = _time(bench, case)
 
 
-def _planes(case: FramesCase, bench: Bench, frames: int) -> mmcore.Planes:
+def make_planes(case: FramesCase, bench: Bench, frames: int) -> mmcore.Planes:
+    """Noise of a case's format on the device."""
     fmt = PIXEL_FORMATS[case.format]
     data = []
     for p in range(fmt.num_planes):
@@ -141,9 +142,9 @@ def _time(bench: Bench, case: FramesCase) -> dict[str, Any]:
     torch._dynamo.reset()
     frames = 1 if bench.dry else case.frames
     transform = case.make_transform()
-    size = sum(p.numel() * p.element_size() for p in _planes(case, bench, 1).data) * frames
+    size = sum(p.numel() * p.element_size() for p in make_planes(case, bench, 1).data) * frames
     count = 2 if bench.dry else max(4, min(16, (400 << 20) // size + 1))
-    sets = [_planes(case, bench, frames) for _ in range(count)]
+    sets = [make_planes(case, bench, frames) for _ in range(count)]
     outs = [
         torch.empty(
             transform.output_shape(frames, case.height, case.width),
