@@ -24,8 +24,7 @@ from torch import Tensor
 
 import mmcore
 import mmcore.backends
-from mmcore.ops import devices, plane_memory
-from mmcore.ops import planes as planes_module
+from mmcore.ops import devices, frame_groups, plane_memory
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
 from mmcore.ops.planes import Planes
 
@@ -133,24 +132,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
 
     monkeypatch.setattr(backend, "upload", upload)
     monkeypatch.setattr(backend, "current_stream", lambda index: gpu.current)
-    real_plan = planes_module.frames_plan
+    real_plan = frame_groups.frames_plan
 
     def frames_plan(*args: Any) -> Any:
         plan = real_plan(*args)
         gpu.plans[plan.device_tables()] = plan
         return plan
 
-    monkeypatch.setattr(planes_module, "frames_plan", frames_plan)
-    planes_module.source_kind.cache_clear()
+    monkeypatch.setattr(frame_groups, "frames_plan", frames_plan)
+    frame_groups.source_kind.cache_clear()
     # results "on the device" lie in the CPU's memory
-    real_out = planes_module.prepare_out
+    real_out = frame_groups.prepare_out
     monkeypatch.setattr(
-        planes_module, "prepare_out", lambda out, shape, dtype, device: real_out(out, shape, dtype)
+        frame_groups, "prepare_out", lambda out, shape, dtype, device: real_out(out, shape, dtype)
     )
     real_empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, device=None, **kwargs: real_empty(*args, **kwargs))
     yield gpu
-    planes_module.source_kind.cache_clear()
+    frame_groups.source_kind.cache_clear()
     forget()
 
 
@@ -389,7 +388,7 @@ def test_tables_are_not_copied_while_a_graph_is_captured(gpu: Gpu) -> None:
 def small_cache(monkeypatch: pytest.MonkeyPatch, most: int) -> Any:
     """Room for so many kinds of the frames of these tests."""
     backend: Any = sys.modules["mmcore.backends.cuda.frames"]
-    kind = planes_module.planes_kind(source("gray", 1, 11, 9), TRANSFORM)
+    kind = frame_groups.planes_kind(source("gray", 1, 11, 9), TRANSFORM)
     cache = backend._TableCache(most * len(kind.plan.device_tables()) + 1000)
     monkeypatch.setattr(backend, "_tables", cache)
     return cache

@@ -17,6 +17,7 @@ from mmcore.backends import active_backend, backend
 from mmcore.backends.cpu import Output, frames_plan, output_desc
 from mmcore.errors import UnsupportedError
 from mmcore.ops.device_target import DeviceTarget, FrameDescription, open_target
+from mmcore.ops.frame_groups import convert_groups, convert_planes, planes_group
 from mmcore.ops.frame_transform import FrameTransform
 from mmcore.ops.frame_uploader import FrameKind, FrameUploader, frame_kind
 from mmcore.ops.output_pool import empty_output
@@ -25,10 +26,7 @@ from mmcore.ops.planes import (
     RGB_BYTES,
     ColorSpec,
     color_spec,
-    convert_groups,
-    convert_planes,
     fill_slot,
-    planes_group,
     prepare_out,
     repeat_last,
     slot_view,

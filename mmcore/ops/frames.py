@@ -15,19 +15,11 @@ import torch
 from torch import Tensor
 
 from mmcore.ops._library import LIBRARY
+from mmcore.ops.devices import check_device
 from mmcore.ops.frame_batch_builder import FrameBatchBuilder
+from mmcore.ops.frame_groups import convert_groups, convert_planes, planes_group
 from mmcore.ops.frame_transform import FrameTransform
-from mmcore.ops.planes import (
-    RGB_BYTES,
-    Planes,
-    check_device,
-    check_planes,
-    convert_groups,
-    convert_planes,
-    pixel_format,
-    planes_color,
-    planes_group,
-)
+from mmcore.ops.planes import RGB_BYTES, Planes, check_planes, pixel_format, planes_color
 
 if TYPE_CHECKING:
     import av

@@ -16,7 +16,7 @@ from mmcore.errors import UnsupportedError
 from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
-    from mmcore.ops.planes import FrameGroup, SourceKind
+    from mmcore.ops.frame_groups import FrameGroup, SourceKind
 
 __all__ = ["convert_groups", "pointer_device"]
 
