@@ -1,9 +1,10 @@
 """A GPU without one: streams that run as late as events allow, and memory that is ruined when it is freed.
 
 What DeviceQueue launches is put on lists. ``"eager"`` runs it at once. ``"lazy"`` runs it when somebody waits
-for an event that needs it, or in :meth:`FakeGpu.drain`: a buffer that is filled again before its upload has
-run, or memory that is given back too early, then gives wrong pictures. ``"random"`` runs some of it, now and
-then. Frames are converted by the CUDA kernels' bodies on the CPU.
+for an event that needs it, or in :meth:`FakeGpu.drain`; ``"behind"`` does so with the caller's stream alone,
+and ``"random"`` runs some of it, now and then. A buffer that is filled again before its upload has run, or
+memory that is given back too early, then gives wrong pictures. Frames are converted by the CUDA kernels'
+bodies on the CPU.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class FakeGpu:
             stream.waiting.append((kind, what))
             if self.policy == "eager":
                 self.drain()
+            while self.policy == "behind" and self.uploads.waiting:
+                self._step(self.uploads)
             self.run_some()
 
     def run_some(self) -> None:
@@ -208,6 +211,7 @@ class FakeQueue:
 
     def keep(self, memory: Tensor, stream: FakeStream) -> None:
         self.gpu.kept[memory.data_ptr()] = stream
+        self.gpu.log.append(("keep", stream.name))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from mmcore.ops.planes import ColorSpec
 SMALL = mmcore.FrameTransform(resize=(13, 20), crop=(11, 12))
 
 
-@pytest.fixture(params=["lazy", "random", "eager"])
+@pytest.fixture(params=["lazy", "behind", "random", "eager"])
 def gpu(request: pytest.FixtureRequest, emulator: ctypes.CDLL) -> Iterator[FakeGpu]:
     with fake_gpu(emulator, request.param) as gpu:
         yield gpu
@@ -219,6 +219,7 @@ def test_the_slow_ways(gpu: FakeGpu) -> None:
             expected, result = (builder.finish() for builder in builders)
             gpu.drain()
             assert torch.equal(result, expected)
+    assert gpu.log.count(("keep", "caller")) == gpu.log.count(("empty", "uploads"))
 
 
 def test_a_backend_that_is_forced(lazy: FakeGpu) -> None:
