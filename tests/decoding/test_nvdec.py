@@ -7,6 +7,7 @@ import ctypes
 import functools
 import gc
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -540,3 +541,80 @@ def test_what_the_gpu_decodes(
 def test_a_driver_that_cannot_tell(gpu: Any, libraries: dict[str, Any]) -> None:
     libraries[CUVID] = object()
     assert nvdec_choice.look("av1", "yuv420p", 64, 64, torch.device("cuda")) == (None, 1)
+
+
+# --- the real one
+
+
+def on_nvdec(path: Path, **options: Any) -> VideoDecoder:
+    """A decoder on the NVDEC of this machine; skips the test where it does not decode such a stream."""
+    nvdec_choice._warned.clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        decoder = VideoDecoder(path, device="cuda", decoder="nvdec", **options)
+    if decoder.decoder != "nvdec":
+        pytest.skip(str(said[-1].message))
+    return decoder
+
+
+KINDS = [
+    ("libx264", "yuv420p", {"bf": "3"}),
+    ("libx264", "yuv420p", {"x264-params": "tff=1"}),
+    ("libx265", "yuv420p", {"x265-params": "log-level=none"}),
+    ("libx265", "yuv420p10le", {"x265-params": "log-level=none"}),
+    ("libx265", "yuv444p", {"x265-params": "log-level=none"}),
+    ("libvpx", "yuv420p", {"deadline": "realtime"}),
+    ("libvpx-vp9", "yuv420p", {"deadline": "realtime"}),
+    ("libsvtav1", "yuv420p", {"preset": "12"}),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("codec", "pix_fmt", "options"), KINDS)
+def test_planes_are_those_of_the_cpu(
+    codec: str, pix_fmt: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / "a.mkv", codec, 30, size=(358, 630), pix_fmt=pix_fmt, options=options)
+    decoder, cpu = on_nvdec(path, num_threads=1), VideoDecoder(path, num_threads=1)
+    for (number, got), (_, expected) in zip(
+        decoder._reader.read(range(30)), cpu._reader.read(range(30)), strict=True
+    ):
+        assert not isinstance(got, DecodeError)
+        assert not isinstance(expected, DecodeError)
+        planes = surface_planes(got)
+        held = expected.reformat(format=planes.format)
+        for plane, same in zip(planes.data, held.planes, strict=True):
+            rows = torch.frombuffer(bytearray(same), dtype=torch.uint8).view(-1, same.line_size)
+            mine = plane[0].cpu().view(torch.uint8)
+            assert torch.equal(mine, rows[: mine.shape[0], : mine.shape[1]]), number
+
+
+@pytest.mark.gpu
+def test_frames_on_a_late_stream(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=120, size=(270, 480))
+    decoder = on_nvdec(path, transform=SMALL)
+    expected = decoder[:]
+    torch.cuda.synchronize()
+    for stream in (torch.cuda.Stream(), None):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1 << 28)
+            found = decoder[:]
+            shuffled = decoder.get_frames_at([100, 3, 50]).data
+        torch.cuda.synchronize()
+        assert torch.equal(found, expected)
+        assert torch.equal(shuffled, expected[[100, 3, 50]])
+    cpu = VideoDecoder(path, transform=SMALL)[:]
+    torch.testing.assert_close(expected.cpu(), cpu, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_torch_goes_on_after_a_close(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=20, size=(270, 480), rotation=90)
+    with on_nvdec(path, transform=SMALL) as decoder:
+        first = decoder[:]
+    del decoder
+    gc.collect()
+    assert torch.ones(1 << 20, device="cuda").sum().item() == 1 << 20
+    assert torch.equal(on_nvdec(path, transform=SMALL, num_threads=2)[:], first)
+    cpu = VideoDecoder(path, transform=SMALL)[:]
+    torch.testing.assert_close(first.cpu(), cpu, rtol=0, atol=1e-4)
