@@ -4,7 +4,7 @@ __version__: str
 
 _Output = tuple[int, int, int, int, int, int, int, int]
 _Frame = tuple[DeviceTables, Sequence[tuple[int, int]], int]
-_Group = tuple[DeviceTables, Sequence[tuple[int, int, int]], int]
+_Group = tuple[DeviceTables, tuple[tuple[int, int, int], ...], int]
 
 class DeviceTables:
     """A plan's tables on one device."""

@@ -40,10 +40,6 @@ class DeviceTables {
 
 // (tables, [(pointer, pitch in bytes) per plane], slot)
 using FrameArgs = std::tuple<const DeviceTables*, std::vector<std::pair<std::uintptr_t, std::int64_t>>, std::int32_t>;
-// (tables, [(pointer, pitch in bytes, bytes from a frame to the next) per plane], frames): frames of one kind at equal
-// distances, in the slots after those of the group before.
-using GroupArgs =
-    std::tuple<const DeviceTables*, std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>, std::int32_t>;
 
 mmcore::cuda::Frame frame_of(const DeviceTables* tables, std::size_t num_planes, std::int32_t slot) {
   mmcore::cuda::Frame f;
@@ -78,19 +74,48 @@ std::vector<mmcore::cuda::Frame> frames_of(const std::vector<FrameArgs>& args) {
   return frames;
 }
 
-std::vector<mmcore::cuda::Frame> frames_of(const std::vector<GroupArgs>& args) {
+// Groups are read with Python's own interface: pybind11's conversion of nested tuples takes 20 times as long, for 32
+// groups longer than the kernel.
+void expect(bool is_right) {
+  if (!is_right) {
+    throw std::invalid_argument("groups: expected (tables, ((pointer, pitch, frame pitch), ...), frames) in tuples");
+  }
+}
+
+PyObject* const* three_items(PyObject* tuple) {
+  expect(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) == 3);
+  return &PyTuple_GET_ITEM(tuple, 0);
+}
+
+std::int64_t as_int64(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// (tables, ((pointer, pitch in bytes, bytes from a frame to the next) per plane), frames): frames of one kind at equal
+// distances, in the slots after those of the group before.
+std::vector<mmcore::cuda::Frame> frames_of(const py::list& groups) {
   std::vector<mmcore::cuda::Frame> frames;
+  frames.reserve(groups.size());
   std::int32_t slot = 0;
-  for (const auto& [tables, planes, count] : args) {
-    mmcore::cuda::Frame f = frame_of(tables, planes.size(), slot);
-    for (std::int32_t t = 0; t < count; ++t) {
+  for (const py::handle group : groups) {
+    PyObject* const* parts = three_items(group.ptr());
+    const auto* tables = py::cast<const DeviceTables*>(py::handle(parts[0]));
+    expect(tables && PyTuple_Check(parts[1]));
+    mmcore::cuda::Frame f = frame_of(tables, static_cast<std::size_t>(PyTuple_GET_SIZE(parts[1])), slot);
+    std::int64_t frame_pitch[3] = {};
+    for (int p = 0; p < f.host->num_planes; ++p) {
+      PyObject* const* plane = three_items(PyTuple_GET_ITEM(parts[1], p));
+      f.planes[p] = reinterpret_cast<const std::uint8_t*>(PyLong_AsUnsignedLongLong(plane[0]));
+      if (PyErr_Occurred()) throw py::error_already_set();
+      f.pitches[p] = as_int64(plane[1]);
+      frame_pitch[p] = as_int64(plane[2]);
+    }
+    for (std::int64_t left = as_int64(parts[2]); left > 0; --left) {
       f.slot = slot++;
-      for (std::size_t p = 0; p < static_cast<std::size_t>(f.host->num_planes); ++p) {
-        const auto& [pointer, pitch, frame_pitch] = planes[p];
-        f.planes[p] = reinterpret_cast<const std::uint8_t*>(pointer) + frame_pitch * t;
-        f.pitches[p] = pitch;
-      }
       frames.push_back(f);
+      for (int p = 0; p < f.host->num_planes; ++p) f.planes[p] += frame_pitch[p];
     }
   }
   check_same_result(frames);
@@ -98,7 +123,7 @@ std::vector<mmcore::cuda::Frame> frames_of(const std::vector<GroupArgs>& args) {
 }
 
 template <typename Args>
-void launch(const std::vector<Args>& args, const Output& o, std::uintptr_t scratch, std::uintptr_t stream, int method) {
+void launch(const Args& args, const Output& o, std::uintptr_t scratch, std::uintptr_t stream, int method) {
   const std::vector<mmcore::cuda::Frame> frames = frames_of(args);
   const mmcore::OutputDesc out = output_desc(o);
   py::gil_scoped_release release;
@@ -107,7 +132,7 @@ void launch(const std::vector<Args>& args, const Output& o, std::uintptr_t scrat
 }
 
 template <typename Args>
-std::size_t scratch_bytes(const std::vector<Args>& args) {
+std::size_t scratch_bytes(const Args& args) {
   return mmcore::cuda::scratch_bytes(frames_of(args));
 }
 
@@ -136,17 +161,17 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       .def_property_readonly(
           "streams", [](const DeviceTables& t) { return t.header().live != 0; },
           "Whether the streaming kernel takes such frames.");
-  m.def("scratch_bytes", &scratch_bytes<FrameArgs>, py::arg("frames"),
+  m.def("scratch_bytes", &scratch_bytes<std::vector<FrameArgs>>, py::arg("frames"),
         "Bytes of device memory that frames_to_tensor needs for these frames besides its output.");
-  m.def("frames_to_tensor", &launch<FrameArgs>, py::arg("frames"), py::arg("output"), py::arg("scratch"),
+  m.def("frames_to_tensor", &launch<std::vector<FrameArgs>>, py::arg("frames"), py::arg("output"), py::arg("scratch"),
         py::arg("stream"), py::arg("method") = 0,
         "Launch the conversion of frames, each (tables, [(pointer, pitch in bytes) per plane], slot), on a stream.");
-  m.def("groups_scratch_bytes", &scratch_bytes<GroupArgs>, py::arg("groups"),
+  m.def("groups_scratch_bytes", &scratch_bytes<py::list>, py::arg("groups"),
         "Bytes of device memory that groups_to_tensor needs for these groups besides its output.");
-  m.def("groups_to_tensor", &launch<GroupArgs>, py::arg("groups"), py::arg("output"), py::arg("scratch"),
+  m.def("groups_to_tensor", &launch<py::list>, py::arg("groups"), py::arg("output"), py::arg("scratch"),
         py::arg("stream"), py::arg("method") = 0,
         "As frames_to_tensor, of groups of frames that lie at equal distances and come out one after another: "
-        "(tables, [(pointer, pitch, bytes to the next frame) per plane], frames).");
+        "(tables, ((pointer, pitch, bytes to the next frame) per plane), frames), in tuples.");
   m.def("pointer_device", &pointer_device, py::arg("address"), py::call_guard<py::gil_scoped_release>(),
         "Device that an address belongs to; -1: to none, -2: to all (managed or pinned memory).");
 }
