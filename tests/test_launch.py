@@ -113,7 +113,7 @@ def _op(kernel: _Kernel, x: Tensor) -> Tensor:
         _launch.launch(kernel, (2, 3), 4, {"tensors": (x, (out, 5), (scratch,), None), "n": 9})
         return [out]
 
-    (out,) = replay.run(("op",), [x], make)
+    (out,) = replay.run(("op",), (x,), make)
     assert out is not None
     return out
 

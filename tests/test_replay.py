@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmcore import _core
 from mmcore.backends import replay
 
 
@@ -55,8 +56,13 @@ def _double(op: _Op, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None
     return [out, None]
 
 
-@pytest.fixture(autouse=True)
-def _no_plans() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=["core", "python"])
+def _no_plans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known before; tensors are read by the core, and as where torch does not let it."""
+    if request.param == "python":
+        monkeypatch.setattr(_core, "tensors_key", lambda tensors: None)
+    elif not _core.tensors_ready():
+        pytest.skip("this torch does not let the core read tensors")
     replay.clear()
     yield
     replay.clear()
@@ -260,6 +266,14 @@ def test_threads_share_plans_and_record_apart() -> None:
     assert other.anew == 1
     assert out is not None
     assert len(other.launched) == 2
+
+
+def test_types_are_told_apart() -> None:
+    kinds = [torch.float16, torch.bfloat16, torch.int16, torch.bool, torch.uint8, torch.int8]
+    given = [torch.zeros(4, dtype=kind) for kind in kinds] + [torch.zeros(4, 1, dtype=torch.int8)]
+    described = [_core.tensors_key((t,)) or replay._described([t]) for t in given]
+    assert len({key for key, _ in described}) == len(given)
+    assert [pointers for _, pointers in described] == [[t.data_ptr()] for t in given]
 
 
 def test_memory_of_another_alignment_is_not_launched_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,4 +13,7 @@ void register_torch_tensors(py::module_& m) {
       },
       py::arg("tensors"), py::arg("tensor"), py::arg("parameter"), py::pos_only(),
       "0: something else than None and plain tensors; 2: one of them requires a gradient; 1: none does.");
+  m.def("tensors_key", &mmcore::tensors_key, py::arg("tensors"), py::pos_only(),
+        "(bytes, addresses) of None and tensors: equal bytes for equal dtypes, devices, shapes, strides, alignments,"
+        " requires_grad and shared addresses. None if one of them is no plain tensor.");
 }

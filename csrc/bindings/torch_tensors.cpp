@@ -1,7 +1,10 @@
 #include "torch_tensors.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "dlpack.h"
 #include "mmcore/memory_pool.h"
@@ -143,6 +146,70 @@ int tensors_kind(const py::tuple& tensors, py::handle tensor_type, py::handle pa
     Py_DECREF(requires_grad);
   }
   return kind;
+}
+
+namespace {
+
+template <typename T>
+void append(std::string* bytes, T value) {
+  bytes->append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+
+// False with a Python error set, or not, if the object is no tensor that can be described.
+bool append_description(py::handle object, std::string* key, std::uintptr_t* address) {
+  static PyObject* const name = PyUnicode_InternFromString("requires_grad");
+  const Torch& t = torch();
+  PyTypeObject* type = Py_TYPE(object.ptr());
+  if (type != t.tensor && type != t.parameter) return false;
+  DLTensor d;
+  if (t.api->dltensor_from_py_object_no_sync(object.ptr(), &d) != 0 || (d.strides == nullptr && d.ndim > 0)) {
+    PyErr_Clear();
+    return false;
+  }
+  PyObject* requires_grad = PyObject_GetAttr(object.ptr(), name);
+  if (requires_grad == nullptr) throw py::error_already_set();
+  Py_DECREF(requires_grad);
+  *address = reinterpret_cast<std::uintptr_t>(d.data) + d.byte_offset;
+  append(key, d.dtype);
+  append(key, d.device);
+  append(key, d.ndim);
+  append(key, static_cast<std::uint8_t>((requires_grad == Py_True ? 2 : 0) | (*address % 16 == 0 ? 1 : 0)));
+  key->append(reinterpret_cast<const char*>(d.shape), sizeof(std::int64_t) * static_cast<std::size_t>(d.ndim));
+  key->append(reinterpret_cast<const char*>(d.strides), sizeof(std::int64_t) * static_cast<std::size_t>(d.ndim));
+  return true;
+}
+
+}  // namespace
+
+py::object tensors_key(const py::tuple& tensors) {
+  if (!tensors_ready()) return py::none();
+  const std::size_t count = tensors.size();
+  std::string key;
+  key.reserve(96 * count);
+  std::vector<std::uintptr_t> addresses(count);
+  bool shared = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    const py::handle object = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
+    if (object.is_none()) {
+      key.push_back('\0');
+      addresses[i] = ~static_cast<std::uintptr_t>(i);  // an address that nothing has
+      continue;
+    }
+    key.push_back('\1');
+    if (!append_description(object, &key, &addresses[i])) return py::none();
+    for (std::size_t k = 0; k < i && !shared; ++k) shared = addresses[k] == addresses[i];
+  }
+  if (shared) {
+    for (std::uintptr_t address : addresses) {
+      const auto first = std::find(addresses.begin(), addresses.end(), address) - addresses.begin();
+      append(&key, static_cast<std::uint32_t>(first));
+    }
+  }
+  py::list pointers(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    PyList_SET_ITEM(pointers.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromUnsignedLongLong(addresses[i]));
+  }
+  return py::make_tuple(py::bytes(key), std::move(pointers));
 }
 
 py::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data, bool* fresh) {

@@ -34,6 +34,10 @@ bool read_tensor(pybind11::handle object, TensorView* view, bool integers = fals
 // 1: none does.
 int tensors_kind(const pybind11::tuple& tensors, pybind11::handle tensor_type, pybind11::handle parameter_type);
 
+// (bytes, addresses) of None and plain tensors on any device: the bytes tell apart what differs in dtype, device, shape,
+// strides, 16-byte alignment, requires_grad or in which tensors share an address. None if one cannot be described.
+pybind11::object tensors_key(const pybind11::tuple& tensors);
+
 // New contiguous tensor; its memory from the recycling pool if it is large. data receives its address; *fresh becomes
 // true if its pages were never written.
 pybind11::object make_tensor(const std::int64_t* shape, int ndim, DType dtype, void** data, bool* fresh);

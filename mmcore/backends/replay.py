@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmcore import _core
+
 __all__ = [
     "Unplannable",
     "clear",
@@ -177,7 +179,9 @@ def run(options: tuple[Any, ...], tensors: Tensors, make: Callable[[], Tensors])
     if _local.recording is not None or not _enabled:
         return make()  # part of what is recorded, or not to be
     try:
-        key, pointers = _describe(options, tensors)
+        described = _core.tensors_key(tuple(tensors)) or _described(tensors)
+        pointers = described[1]
+        key = options, described[0]
         plan = _plans.get(key, _UNKNOWN)
     except (AttributeError, RuntimeError, TypeError):
         return make()  # no plain tensors, or no valid options; it refuses what it cannot take
@@ -193,9 +197,9 @@ def run(options: tuple[Any, ...], tensors: Tensors, make: Callable[[], Tensors])
 _UNKNOWN = _Plan([], None, [], [], [])
 
 
-def _describe(options: tuple[Any, ...], tensors: Tensors) -> tuple[Hashable, list[int]]:
-    """Kind of the call, and the addresses of its tensors."""
-    key: list[Hashable] = [options]
+def _described(tensors: Tensors) -> tuple[Hashable, list[int]]:
+    """What ``_core.tensors_key`` gives, where torch does not let the core read tensors."""
+    key: list[Hashable] = []
     pointers: list[int] = []
     for t in tensors:
         if t is None:
