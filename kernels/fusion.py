@@ -4,8 +4,13 @@ Layout: a feature is (pointer, stride of B, stride of T, steps), its channels ne
 are (pointer, strides of B, T, M, D), 0 where they lack a dimension; the gradient of the result is (pointer,
 strides of B, T, D), the last of them 0 or 1, as that of the weights; the mask is (pointer, strides of B, T,
 M) or None; norm_weight and norm_bias are (pointer, stride of M) or None. What is written is contiguous.
-Tiles are (ROWS, BLOCK_D): steps by channels. Whatever is read is turned into float32, whatever is written
-into the dtype of its pointer. Nothing that the mask or the alignment leaves out is read.
+Whatever is read is turned into float32, whatever is written into the dtype of its pointer. Nothing that the
+mask or the alignment leaves out is read.
+
+Tiles: a program holds ROWS steps as a tuple of CHUNKS tiles (ROWS, BLOCK_D), next to each other: 768 channels
+are three of 256, none of whose lanes idle. As many rows as fit are one warp's, whose sums need no barrier and
+whose work on steps and weights is done once. Masks that are true for sure are constants, which the compiler
+takes out: a masked load is an instruction more for every register that it might have to clear.
 
 Derivation. With k_m = 1 where modality m is there, n_m = gamma_m x^_m + beta_m, a_m = A_m n_m, G = dL/dF:
 
@@ -17,6 +22,9 @@ Derivation. With k_m = 1 where modality m is there, n_m = gamma_m x^_m + beta_m,
     RMSNorm:   dL/dx = r (u - x^ mean(u x^)), x^ = x r
     L2:        dL/dx = r (u - x^ <u, x^>), x^ = x r; r u where |x| < eps, where r = 1 / eps is constant
     probe:     sum over t of w_m p_m
+
+Without alignment u = w_m v with v = gamma_m G, so that two sums serve three ends: dL/dx = a v + b x^ + c with
+a = r w_m, b = -a <v, x^> / D, c = -a sum(v) / D; and p_m = <v, x^> + <G, beta_m>.
 
 Every sum is made in a fixed order: rows are dealt to programs in contiguous runs, each program writes its
 sums to its own slot, and ``sum_kernel`` adds the slots. No atomics.
@@ -45,6 +53,20 @@ __all__ = [
 # Elements of constexpr tuples are passed on as tl.constexpr(...): up to Triton 3.6 they are bare values.
 
 
+# ---- memory
+
+
+@triton.jit
+def _load(at, on):
+    return tl.load(at, mask=on, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _yes(ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A mask that is true, which the compiler knows and takes out."""
+    return tl.full((ROWS, COLS), 1, tl.int1)
+
+
 # ---- where a tile is
 
 
@@ -57,26 +79,51 @@ def _program(WIDE: tl.constexpr):
 
 
 @triton.jit
-def _place(tile, rows, length, ROWS: tl.constexpr):
-    """(ROWS, 1) each: which rows of (B * length) there are, their index, and their b and step."""
+def _place(tile, rows, length, ROWS: tl.constexpr, FULL: tl.constexpr):
+    """(ROWS, 1) each: which rows of (B * length) there are, their index, and their b and step.
+
+    FULL: rows are a multiple of ROWS.
+    """
     row = tile * ROWS + tl.arange(0, ROWS)[:, None]
     b = row // length
-    return row < rows, row.to(tl.int64), b.to(tl.int64), row - b * length
+    valid = _yes(ROWS, 1) if FULL else row < rows
+    return valid, row.to(tl.int64), b.to(tl.int64), row - b * length
 
 
 @triton.jit
-def _columns(start, D, BLOCK_D: tl.constexpr):
-    """(1, BLOCK_D): channels, and which of them there are."""
+def _columns(start, D: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(1, BLOCK_D): the first chunk's channels; and of each chunk, which of them there are."""
     cols = start + tl.arange(0, BLOCK_D)[None, :]
-    return cols, cols < D
+    inside = ()
+    for c in tl.static_range(CHUNKS):
+        inside = inside + (_yes(1, BLOCK_D) if D % (CHUNKS * BLOCK_D) == 0 else cols + c * BLOCK_D < D,)
+    return cols, inside
 
 
 @triton.jit
-def _empty_sums(M: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _empty_sums(COUNT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     sums = ()
-    for _ in tl.static_range(M):
+    for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros((ROWS, COLS), tl.float32),)
     return sums
+
+
+@triton.jit
+def _load_chunks(at, on, inside, CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE):
+    """The row at the pointers of its first chunk. STRIDE: of the channels."""
+    row = ()
+    for c in tl.static_range(CHUNKS):
+        row = row + (_load(at + c * BLOCK_D * STRIDE, on & inside[c]),)
+    return row
+
+
+@triton.jit
+def _added(total, x, FIRST: tl.constexpr):
+    """Sum of chunks so far."""
+    if FIRST:
+        return x
+    else:
+        return total + x
 
 
 # ---- availability and weights
@@ -92,7 +139,7 @@ def _available(mask, b, t, valid, M: tl.constexpr):
         else:
             pointer, stride_b, stride_t, stride_m = mask
             at = pointer + b * stride_b + t.to(tl.int64) * stride_t + m * stride_m
-            there = there + (valid & (tl.load(at, mask=valid, other=0) != 0),)
+            there = there + (valid & (_load(at, valid) != 0),)
     return there
 
 
@@ -114,9 +161,8 @@ def _weights(
             at = at + cols * stride_d
         missing = float("-inf") if MODE == "softmax" else 0.0
         gates = gates + (tl.load(at, mask=on[m], other=missing).to(tl.float32),)
-    total = tl.full(gates[0].shape, 1.0, tl.float32)
     if MODE == "sum":
-        return gates, total
+        return gates, tl.full(gates[0].shape, 1.0, tl.float32)
     w = ()
     total = tl.zeros(gates[0].shape, tl.float32)
     if MODE == "softmax":
@@ -136,6 +182,25 @@ def _weights(
         for m in tl.static_range(M):
             w = w + (tl.where(on[m], gates[m] / total, 0.0),)
     return w, total
+
+
+@triton.jit
+def _shared_weights(weights, M: tl.constexpr, MODE: tl.constexpr):
+    """(1, 1) each, of a call without a mask whose weights are (M)."""
+    zero = tl.zeros((1, 1), tl.int32)
+    there = ()
+    for _ in tl.static_range(M):
+        there = there + (_yes(1, 1),)
+    return _weights(weights, there, zero, zero, zero, zero, M, MODE, False)
+
+
+@triton.jit
+def _of(chunks, c: tl.constexpr, PER_CHANNEL: tl.constexpr):
+    """A modality's weights of a chunk: its own, or the only ones."""
+    if PER_CHANNEL:
+        return chunks[c]
+    else:
+        return chunks
 
 
 # ---- alignment
@@ -231,38 +296,61 @@ def _inverse_length(square, D, eps, NORM: tl.constexpr):
 
 
 @triton.jit
-def _moments(x, inside, D, eps, NORM: tl.constexpr):
-    """(ROWS, 1) each, of whole rows: mean and r, with x^ = (x - mean) r; and whether r depends on x."""
-    mean = tl.zeros((x.shape[0], 1), tl.float32)
-    if NORM == "layer_norm":
-        mean = tl.sum(x, 1, keep_dims=True) / D
-        x = tl.where(inside, x - mean, 0.0)
-    r, varies = _inverse_length(tl.sum(x * x, 1, keep_dims=True), D, eps, NORM)
-    return mean, r, varies
+def _normalised(x, stats, row, on, inside, D: tl.constexpr, eps, NORM: tl.constexpr):
+    """x^, r (0 where it is not on, 1 without a norm), and where r depends on x.
 
-
-@triton.jit
-def _normalised(x, stats, row, there, inside, D, eps, NORM: tl.constexpr):
-    """x^, r and whether r depends on x. ``stats``: None, or (rows, 4) floats by ``fusion_stats_kernel``."""
+    ``stats``: None, or (rows, 4) floats by ``fusion_stats_kernel``; then x is one chunk of the row.
+    """
+    CHUNKS: tl.constexpr = len(x)
     if NORM == "none":
-        r = tl.full((x.shape[0], 1), 1.0, tl.float32)
-        return x, r, there
-    elif stats is None:
-        mean, r, varies = _moments(x, inside, D, eps, NORM)
-        return (x - mean) * r, r, varies
+        return x, tl.full((x[0].shape[0], 1), 1.0, tl.float32), on
+    varies = on
+    centred = x
+    if stats is None:
+        if NORM == "layer_norm":
+            total = x[0]
+            for c in tl.static_range(1, CHUNKS):
+                total += x[c]
+            mean = tl.sum(total, 1, keep_dims=True) * (1.0 / D)
+            centred = ()
+            for c in tl.static_range(CHUNKS):
+                centred = centred + (tl.where(inside[c], x[c] - mean, 0.0),)
+        square = centred[0] * centred[0]
+        for c in tl.static_range(1, CHUNKS):
+            square += centred[c] * centred[c]
+        r, varies = _inverse_length(tl.sum(square, 1, keep_dims=True), D, eps, NORM)
+        r = tl.where(on, r, 0.0)
     else:
-        mean = tl.load(stats + row * 4, mask=there, other=0.0)
-        r = tl.load(stats + row * 4 + 1, mask=there, other=0.0)
-        return (x - mean) * r, r, there
+        mean = _load(stats + row * 4, on)
+        r = _load(stats + row * 4 + 1, on)
+        if NORM == "layer_norm":
+            centred = ()
+            for c in tl.static_range(CHUNKS):
+                centred = centred + (tl.where(inside[c], x[c] - mean, 0.0),)
+    scaled = ()
+    for c in tl.static_range(CHUNKS):
+        scaled = scaled + (centred[c] * r,)
+    return scaled, r, varies
 
 
 @triton.jit
-def _affine(x, norm_weight, norm_bias, m, cols, inside):
+def _parameter(value, m, cols, inside, c: tl.constexpr):
+    """Of modality m, the c-th chunk, (1, BLOCK_D)."""
+    return _load(value[0] + m * value[1] + cols + c * cols.shape[1], inside[c])
+
+
+@triton.jit
+def _affine(x, norm_weight, norm_bias, m, cols, inside, c: tl.constexpr):
     if norm_weight is not None:
-        x = x * tl.load(norm_weight[0] + m * norm_weight[1] + cols, mask=inside, other=0.0).to(tl.float32)
+        x = x * _parameter(norm_weight, m, cols, inside, c)
     if norm_bias is not None:
-        x = x + tl.load(norm_bias[0] + m * norm_bias[1] + cols, mask=inside, other=0.0).to(tl.float32)
+        x = x + _parameter(norm_bias, m, cols, inside, c)
     return x
+
+
+@triton.jit
+def _two_sums(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
 
 
 @triton.jit
@@ -271,56 +359,52 @@ def _three_sums(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def _projections(sum_u, sum_ux, varies, D, NORM: tl.constexpr):
-    """The row's c and e in dL/dx = r (u - c - x^ e)."""
+def _slopes(a, sum_v, sum_vx, varies, D: tl.constexpr, NORM: tl.constexpr):
+    """Slopes b and c in dL/dx = a v + b x^ + c."""
     if NORM == "layer_norm":
-        return sum_u / D, sum_ux / D
+        return a * (sum_vx * (-1.0 / D)), a * (sum_v * (-1.0 / D))
     elif NORM == "rms_norm":
-        return tl.zeros_like(sum_u), sum_ux / D
+        return a * (sum_vx * (-1.0 / D)), 0.0
     else:
-        return tl.zeros_like(sum_u), tl.where(varies, sum_ux, 0.0)
+        return tl.where(varies, -a * sum_vx, 0.0), 0.0
 
 
 # ---- a_m at steps of the result
 
 
 @triton.jit
-def _load_step(feature, b, s, cols, on):
+def _load_step(feature, b, s, cols, on, inside, CHUNKS: tl.constexpr):
     pointer, stride_b, stride_t, _ = feature
-    return tl.load(pointer + b * stride_b + s.to(tl.int64) * stride_t + cols, mask=on, other=0.0).to(
-        tl.float32
-    )
+    at = pointer + b * stride_b + s.to(tl.int64) * stride_t + cols
+    return _load_chunks(at, on, inside, CHUNKS, cols.shape[1], 1)
 
 
 @triton.jit
 def _load_steps(
-    features, there, b, t, cols, inside, M: tl.constexpr, ALIGN: tl.constexpr, KEEP: tl.constexpr
+    features,
+    there,
+    b,
+    t,
+    cols,
+    inside,
+    M: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
-    """Tiles of the modalities that need no alignment, all on their way before the first is used; or none."""
-    tiles = ()
+    """Rows of the modalities that need no alignment, all on their way before the first is used; or none."""
+    steps = ()
     for m in tl.static_range(M):
         if KEEP and ALIGN[m] == "none":
-            tiles = tiles + (_load_step(features[m], b, t, cols, there[m] & inside),)
+            steps = steps + (_load_step(features[m], b, t, cols, there[m], inside, CHUNKS),)
         else:
-            tiles = tiles + (there[m],)  # in its place
-    return tiles
+            steps = steps + ((b,),)  # in its place
+    return steps
 
 
 @triton.jit
 def _tap_term(
-    k, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN: tl.constexpr, NORM: tl.constexpr
-):
-    source = feature[3]
-    s, share, on = _tap(k, t, T, source, ALIGN)
-    on = on & there
-    x = _load_step(feature, b, s, cols, on & inside)
-    x, _, _ = _normalised(x, stats, b * source + s, on, inside, D, eps, NORM)
-    return tl.where(on, share * x, 0.0)
-
-
-@triton.jit
-def _step(
-    tile,
+    k,
     feature,
     stats,
     b,
@@ -329,28 +413,71 @@ def _step(
     cols,
     inside,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     ALIGN: tl.constexpr,
     NORM: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    source = feature[3]
+    s, share, on = _tap(k, t, T, source, ALIGN)
+    on = on & there
+    x = _load_step(feature, b, s, cols, on, inside, CHUNKS)
+    x, _, _ = _normalised(x, stats, b * source + s, on, inside, D, eps, NORM)
+    share = tl.where(on, share, 0.0)
+    term = ()
+    for c in tl.static_range(CHUNKS):
+        term = term + (share * x[c],)
+    return term
+
+
+@triton.jit
+def _plus(a, b):
+    total = ()
+    for c in tl.static_range(len(a)):
+        total = total + (a[c] + b[c],)
+    return total
+
+
+@triton.jit
+def _step(
+    step,
+    feature,
+    stats,
+    b,
+    t,
+    there,
+    cols,
+    inside,
+    T,
+    D: tl.constexpr,
+    eps,
+    ALIGN: tl.constexpr,
+    NORM: tl.constexpr,
+    CHUNKS: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    """A x^ at steps t, and of features that are not aligned what the norm's gradient needs: r, does r vary.
+    """A x^ at steps t, and of features that are not aligned for the norm's gradient r, where r varies.
 
     A's rows sum to 1, so that scale and shift may follow.
     """
     if ALIGN == "none":
-        x = tile
+        x = step
         if not KEEP:
-            x = _load_step(feature, b, t, cols, there & inside)
+            x = _load_step(feature, b, t, cols, there, inside, CHUNKS)
         return _normalised(x, stats, b * T + t, there, inside, D, eps, NORM)
     else:
-        a = _tap_term(0, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM)
+        a = _tap_term(0, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM, CHUNKS)
         if ALIGN == "linear":
-            a += _tap_term(1, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM)
+            a = _plus(
+                a, _tap_term(1, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM, CHUNKS)
+            )
         if ALIGN == "mean":
             for k in range(1, tl.cdiv(feature[3], T) + tl.cdiv(feature[3] % T, T)):
-                a += _tap_term(k, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM)
+                a = _plus(
+                    a,
+                    _tap_term(k, feature, stats, b, t, there, cols, inside, T, D, eps, ALIGN, NORM, CHUNKS),
+                )
         return a, tl.full((t.shape[0], 1), 1.0, tl.float32), there
 
 
@@ -374,23 +501,37 @@ def _gather(
     MODE: tl.constexpr,
     ALIGN: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    SHARED: tl.constexpr,
+    CHUNKS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """N_m = A^T (w_m G) at source steps s; and which of those are part of a step that has the modality."""
     pointer, stride_b, stride_t, stride_d = grad
-    n = tl.zeros((s.shape[0], cols.shape[1]), tl.float32)
+    n = _empty_sums(CHUNKS, s.shape[0], cols.shape[1])
     used = tl.zeros((s.shape[0], 1), tl.int1)
     first, last = _reach(s, T, source, ALIGN)
-    for k in range(0, _reaches(T, source, ALIGN), UNROLL):
+    if SHARED:
+        w, _ = _shared_weights(weights, M, MODE)
+    for k in range(0, tl.max(tl.max(last - first, 1), 0), UNROLL):
         for i in tl.static_range(UNROLL):  # that many loads on their way at once
             t = first + k + i
             share = _share(t, s, T, source, ALIGN)
-            there = _available(mask, b, t, valid & (t < last) & (share > 0), M)
-            w, _ = _weights(weights, there, b, t, cols, inside, M, MODE, PER_CHANNEL)
+            there = _available(mask, b, t, (t < last) & (share > 0) & valid, M)
+            on = there[m]
             at = pointer + b * stride_b + t.to(tl.int64) * stride_t + cols * stride_d
-            g = tl.load(at, mask=there[m] & inside, other=0.0).to(tl.float32)
-            n += tl.where(there[m], share * w[m] * g, 0.0)
-            used = used | there[m]
+            g = _load_chunks(at, on, inside, CHUNKS, cols.shape[1], stride_d)
+            if not PER_CHANNEL:
+                if not SHARED:
+                    w, _ = _weights(weights, there, b, t, t, valid, M, MODE, False)
+                part = tl.where(on, share * w[m], 0.0)
+            more = ()
+            for c in tl.static_range(CHUNKS):
+                if PER_CHANNEL:
+                    w, _ = _weights(weights, there, b, t, cols + c * cols.shape[1], inside[c], M, MODE, True)
+                    part = tl.where(on, share * w[m], 0.0)
+                more = more + (part * g[c],)
+            n = _plus(n, more)
+            used = used | on
     return n, used
 
 
@@ -408,7 +549,7 @@ def fusion_forward_kernel(
     norm_bias,
     rows,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     MODE: tl.constexpr,
@@ -416,20 +557,23 @@ def fusion_forward_kernel(
     ALIGN: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     ROWS: tl.constexpr,
+    FULL: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KEEP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Result (B, T, D). Grid: (tiles of rows, blocks of D); one block if there is a norm and no ``stats``."""
-    valid, row, b, t = _place(_program(WIDE), rows, T, ROWS)
-    cols, inside = _columns(tl.program_id(1) * BLOCK_D, D, BLOCK_D)
+    """Result (B, T, D). Grid: (tiles of rows, parts of D); one part if there is a norm and no ``stats``."""
+    valid, row, b, t = _place(_program(WIDE), rows, T, ROWS, FULL)
+    cols, inside = _columns(tl.program_id(1) * CHUNKS * BLOCK_D, D, CHUNKS, BLOCK_D)
     there = _available(mask, b, t, valid, M)
-    tiles = _load_steps(features, there, b, t, cols, inside, M, ALIGN, KEEP)
-    w, _ = _weights(weights, there, b, t, cols, inside, M, MODE, PER_CHANNEL)
-    fused = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    steps = _load_steps(features, there, b, t, cols, inside, M, ALIGN, CHUNKS, KEEP)
+    if not PER_CHANNEL:
+        w, _ = _weights(weights, there, b, t, t, valid, M, MODE, False)
+    fused = _empty_sums(CHUNKS, ROWS, BLOCK_D)
     for m in tl.static_range(M):
         a, _, _ = _step(
-            tiles[m],
+            steps[m],
             features[m],
             stats[m],
             b,
@@ -442,11 +586,18 @@ def fusion_forward_kernel(
             eps,
             tl.constexpr(ALIGN[m]),
             NORM,
+            CHUNKS,
             KEEP,
         )
-        a = _affine(a, norm_weight, norm_bias, m, cols, inside)
-        fused += tl.where(there[m], w[m] * a, 0.0)
-    tl.store(out + row * D + cols, fused, mask=valid & inside)
+        terms = ()
+        for c in tl.static_range(CHUNKS):
+            if PER_CHANNEL:
+                w, _ = _weights(weights, there, b, t, cols + c * BLOCK_D, inside[c], M, MODE, True)
+            x = _affine(a[c], norm_weight, norm_bias, m, cols, inside, c)
+            terms = terms + (tl.where(there[m], w[m] * x, 0.0),)
+        fused = terms if m == 0 else _plus(fused, terms)
+    for c in tl.static_range(CHUNKS):
+        tl.store(out + row * D + cols + c * BLOCK_D, fused[c], mask=valid & inside[c])
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
@@ -466,7 +617,7 @@ def fusion_backward_kernel(
     rows,
     tiles,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     MODE: tl.constexpr,
@@ -475,7 +626,10 @@ def fusion_backward_kernel(
     FUSED: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     PER_STEP: tl.constexpr,
+    SHARED: tl.constexpr,
     ROWS: tl.constexpr,
+    FULL: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     LOOP: tl.constexpr,
     KEEP: tl.constexpr,
@@ -486,39 +640,41 @@ def fusion_backward_kernel(
     dweights: (B, T, M, D) if PER_CHANNEL, (B, T, M) if PER_STEP, else (programs, M), to be summed. dprobe:
     (B, T, M), to be summed. FUSED: the modalities, none of them aligned, whose dfeatures, dnorm_weight and
     dnorm_bias come from here, the latter two as (programs, M, D), to be summed; ``fusion_source_kernel`` has
-    the others. LOOP: D has several blocks; then FUSED has none, and ``stats`` are given if there is a norm.
+    the others. SHARED: weights are (M) and there is no mask. LOOP: D has several parts; then FUSED has none,
+    and ``stats`` are given if there is a norm.
     """
     program = _program(WIDE)
     NEED_P: tl.constexpr = dweights is not None or dprobe is not None
     SUM_P: tl.constexpr = dprobe is not None or (dweights is not None and not PER_CHANNEL)
-    dgammas = _empty_sums(M, ROWS, BLOCK_D if dnorm_weight is not None else 1)
-    dbetas = _empty_sums(M, ROWS, BLOCK_D if dnorm_bias is not None else 1)
+    GATE: tl.constexpr = PER_CHANNEL and dweights is not None
+    WIDTH: tl.constexpr = CHUNKS * BLOCK_D
+    dgammas = _empty_sums(M * CHUNKS, ROWS, BLOCK_D if dnorm_weight is not None else 1)
+    dbetas = _empty_sums(M * CHUNKS, ROWS, BLOCK_D if dnorm_bias is not None else 1)
     dgates = _empty_sums(M, ROWS, 1)
+    if SHARED:
+        w, total = _shared_weights(weights, M, MODE)
     for tile in range(program * tiles, tl.minimum((program + 1) * tiles, tl.cdiv(rows, ROWS))):
-        valid, row, b, t = _place(tile, rows, T, ROWS)
+        valid, row, b, t = _place(tile, rows, T, ROWS, FULL)
         there = _available(mask, b, t, valid, M)
         p = _empty_sums(M, ROWS, 1)  # <G, a_m>; per channel w_m times that
-        if not PER_CHANNEL:
-            w, total = _weights(weights, there, b, t, t, valid, M, MODE, PER_CHANNEL)
-        for start in range(0, D if LOOP else 1, BLOCK_D):
-            cols, inside = _columns(start, D, BLOCK_D)
+        if not PER_CHANNEL and not SHARED:
+            w, total = _weights(weights, there, b, t, t, valid, M, MODE, False)
+        for start in range(0, D if LOOP else 1, WIDTH):
+            cols, inside = _columns(start, D, CHUNKS, BLOCK_D)
             pointer, stride_b, stride_t, stride_d = grad
             at = pointer + b * stride_b + t.to(tl.int64) * stride_t + cols * stride_d
-            g = tl.load(at, mask=valid & inside, other=0.0).to(tl.float32)
-            steps = _load_steps(features, there, b, t, cols, inside, M, ALIGN, KEEP)
-            if PER_CHANNEL:
-                w, total = _weights(weights, there, b, t, cols, inside, M, MODE, PER_CHANNEL)
-                mean_q = tl.zeros((ROWS, BLOCK_D), tl.float32)  # P of each channel
+            g = _load_chunks(at, valid, inside, CHUNKS, BLOCK_D, stride_d)
+            steps = _load_steps(features, there, b, t, cols, inside, M, ALIGN, CHUNKS, KEEP)
+            mean_q = _empty_sums(CHUNKS, ROWS, BLOCK_D if GATE else 1)  # P of each channel
             new_p = ()
             new_dgammas = ()
             new_dbetas = ()
             for m in tl.static_range(M):
-                p_m = p[m]
-                dgamma = dgammas[m]
-                dbeta = dbetas[m]
-                n = tl.where(there[m], w[m] * g, 0.0)
-                if NEED_P or (
-                    FUSED[m] and (dnorm_weight is not None or (NORM != "none" and dfeatures[m] is not None))
+                sum_p = p[m]
+                if (
+                    NEED_P
+                    or (NORM != "none" and dfeatures[m] is not None)
+                    or (FUSED[m] and dnorm_weight is not None)
                 ):
                     x, r, varies = _step(
                         steps[m],
@@ -534,49 +690,99 @@ def fusion_backward_kernel(
                         eps,
                         tl.constexpr(ALIGN[m]),
                         NORM,
+                        CHUNKS,
                         KEEP,
                     )
-                if NEED_P:
-                    q = tl.where(there[m], g * _affine(x, norm_weight, norm_bias, m, cols, inside), 0.0)
+                vs = ()
+                part_p = tl.zeros((ROWS, BLOCK_D), tl.float32)
+                part_v = part_p
+                part_vx = part_p
+                more_q = ()
+                for c in tl.static_range(CHUNKS):
+                    gc = g[c]
+                    if mask is not None:
+                        gc = tl.where(there[m], gc, 0.0)
+                    v = gc
+                    n = gc
                     if PER_CHANNEL:
-                        q_weighted = w[m] * q
-                        if dweights is not None:
-                            if MODE == "sum":
-                                tl.store(dweights + (row * M + m) * D + cols, q, mask=valid & inside)
-                            else:
-                                mean_q += q_weighted
-                        q = q_weighted
-                if FUSED[m] and dfeatures[m] is not None:
-                    dx = _affine(n, norm_weight, None, m, cols, inside)  # u
-                    if NORM == "none":
+                        w, total = _weights(
+                            weights, there, b, t, cols + c * BLOCK_D, inside[c], M, MODE, True
+                        )
+                        n = w[m] * gc
+                        v = n
+                    if dfeatures[m] is not None:
+                        v = _affine(v, norm_weight, None, m, cols, inside, c)
+                        vs = vs + (v,)
+                    if NORM != "none" and dfeatures[m] is not None:
+                        part_vx = _added(part_vx, v * x[c], c == 0)
+                        if NORM == "layer_norm":
+                            part_v = _added(part_v, v, c == 0)
+                    if NEED_P and (PER_CHANNEL or NORM == "none" or dfeatures[m] is None):
+                        q = gc * _affine(x[c], norm_weight, norm_bias, m, cols, inside, c)
+                        if GATE and MODE == "sum":
+                            at = dweights + (row * M + m) * D + cols + c * BLOCK_D
+                            tl.store(at, q, mask=valid & inside[c])
+                        if PER_CHANNEL:
+                            q = w[m] * q
+                        if GATE:
+                            more_q = more_q + (q,)
                         if SUM_P:
-                            p_m += tl.sum(q, 1, keep_dims=True)
-                    else:
-                        ux = tl.where(there[m] & inside, dx * x, 0.0)
-                        if SUM_P:
-                            # One reduction of three: a barrier each less.
-                            sum_u, sum_ux, more = tl.reduce((dx, ux, q), 1, _three_sums, keep_dims=True)
-                            p_m += more
+                            part_p = _added(part_p, q, c == 0)
+                    elif SUM_P and norm_bias is not None:
+                        part_p = _added(part_p, _parameter(norm_bias, m, cols, inside, c) * gc, c == 0)
+                    if dnorm_weight is not None:
+                        dgamma = dgammas[m * CHUNKS + c]
+                        if FUSED[m]:
+                            dgamma += n * x[c] if PER_CHANNEL else w[m] * (n * x[c])
+                        new_dgammas = new_dgammas + (dgamma,)
+                    if dnorm_bias is not None:
+                        dbeta = dbetas[m * CHUNKS + c]
+                        if FUSED[m]:
+                            dbeta += n if PER_CHANNEL else w[m] * n
+                        new_dbetas = new_dbetas + (dbeta,)
+                if GATE and MODE != "sum":
+                    mean_q = _plus(mean_q, more_q)
+                if NORM != "none" and dfeatures[m] is not None:
+                    # One reduction of several: barriers less.
+                    sum_v = 0.0
+                    if SUM_P and (PER_CHANNEL or norm_bias is not None):
+                        if NORM == "layer_norm":
+                            sum_v, sum_vx, more = tl.reduce(
+                                (part_v, part_vx, part_p), 1, _three_sums, keep_dims=True
+                            )
                         else:
-                            sum_u = tl.sum(dx, 1, keep_dims=True)
-                            sum_ux = tl.sum(ux, 1, keep_dims=True)
-                        c, e = _projections(sum_u, sum_ux, varies, D, NORM)
-                        dx = tl.where(there[m], r * (dx - c - x * e), 0.0)
-                    tl.store(dfeatures[m] + row * D + cols, dx, mask=valid & inside)
+                            sum_vx, more = tl.reduce((part_vx, part_p), 1, _two_sums, keep_dims=True)
+                        sum_p += more
+                    elif NORM == "layer_norm":
+                        sum_v, sum_vx = tl.reduce((part_v, part_vx), 1, _two_sums, keep_dims=True)
+                    else:
+                        sum_vx = tl.sum(part_vx, 1, keep_dims=True)
+                    if not PER_CHANNEL:
+                        sum_p += sum_vx
+                    slope = r
+                    if not PER_CHANNEL:
+                        slope = r * w[m]
+                    slope_x, constant = _slopes(slope, sum_v, sum_vx, varies, D, NORM)
                 elif SUM_P:
-                    p_m += tl.sum(q, 1, keep_dims=True)
-                if FUSED[m] and dnorm_weight is not None:
-                    dgamma += tl.where(there[m], n * x, 0.0)
-                if FUSED[m] and dnorm_bias is not None:
-                    dbeta += n
-                new_p = new_p + (p_m,)
-                new_dgammas = new_dgammas + (dgamma,)
-                new_dbetas = new_dbetas + (dbeta,)
+                    sum_p += tl.sum(part_p, 1, keep_dims=True)
+                if dfeatures[m] is not None:
+                    for c in tl.static_range(CHUNKS):
+                        if NORM != "none" and dfeatures[m] is not None:
+                            dx = slope * vs[c] + (slope_x * x[c] + constant)
+                        elif PER_CHANNEL:
+                            dx = vs[c]
+                        else:
+                            dx = w[m] * vs[c]
+                        at = dfeatures[m] + row * D + cols + c * BLOCK_D
+                        tl.store(at, dx, mask=valid & inside[c])
+                new_p = new_p + (sum_p,)
             p = new_p
-            dgammas = new_dgammas
-            dbetas = new_dbetas
-            if PER_CHANNEL and MODE != "sum" and dweights is not None:
-                for m in tl.static_range(M):  # again from the cache, now that P is known
+            if dnorm_weight is not None:
+                dgammas = new_dgammas
+            if dnorm_bias is not None:
+                dbetas = new_dbetas
+            if GATE and MODE != "sum":
+                for m in tl.static_range(M):  # again, now that P is known
                     x, _, _ = _step(
                         steps[m],
                         features[m],
@@ -591,14 +797,17 @@ def fusion_backward_kernel(
                         eps,
                         tl.constexpr(ALIGN[m]),
                         NORM,
+                        CHUNKS,
                         KEEP,
                     )
-                    q = tl.where(there[m], g * _affine(x, norm_weight, norm_bias, m, cols, inside), 0.0)
-                    if MODE == "softmax":
-                        dgate = w[m] * (q - mean_q)
-                    else:
-                        dgate = tl.where(there[m], (q - mean_q) / total, 0.0)
-                    tl.store(dweights + (row * M + m) * D + cols, dgate, mask=valid & inside)
+                    for c in tl.static_range(CHUNKS):
+                        w, total = _weights(
+                            weights, there, b, t, cols + c * BLOCK_D, inside[c], M, MODE, True
+                        )
+                        q = g[c] * _affine(x[c], norm_weight, norm_bias, m, cols, inside, c) - mean_q[c]
+                        dgate = w[m] * q if MODE == "softmax" else q / total
+                        at = dweights + (row * M + m) * D + cols + c * BLOCK_D
+                        tl.store(at, tl.where(there[m], dgate, 0.0), mask=valid & inside[c])
         if PER_CHANNEL:
             if dprobe is not None:
                 for m in tl.static_range(M):
@@ -625,13 +834,17 @@ def fusion_backward_kernel(
     if dweights is not None and not PER_CHANNEL and not PER_STEP:
         for m in tl.static_range(M):
             tl.store(dweights + program * M + m, tl.sum(tl.sum(dgates[m], 1), 0))
-    cols, inside = _columns(0, D, BLOCK_D)
+    cols, inside = _columns(0, D, CHUNKS, BLOCK_D)
     for m in tl.static_range(M):
-        slot = (program.to(tl.int64) * M + m) * D
-        if FUSED[m] and dnorm_weight is not None:
-            tl.store(dnorm_weight + slot + cols, tl.sum(dgammas[m], 0, keep_dims=True), mask=inside)
-        if FUSED[m] and dnorm_bias is not None:
-            tl.store(dnorm_bias + slot + cols, tl.sum(dbetas[m], 0, keep_dims=True), mask=inside)
+        if FUSED[m]:
+            slot = (program.to(tl.int64) * M + m) * D + cols
+            for c in tl.static_range(CHUNKS):
+                if dnorm_weight is not None:
+                    total_c = tl.sum(dgammas[m * CHUNKS + c], 0, keep_dims=True)
+                    tl.store(dnorm_weight + slot + c * BLOCK_D, total_c, mask=inside[c])
+                if dnorm_bias is not None:
+                    total_c = tl.sum(dbetas[m * CHUNKS + c], 0, keep_dims=True)
+                    tl.store(dnorm_bias + slot + c * BLOCK_D, total_c, mask=inside[c])
 
 
 @triton.jit
@@ -647,7 +860,7 @@ def _source_rows(
     dnorm_bias,
     B,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     m: tl.constexpr,
@@ -655,50 +868,82 @@ def _source_rows(
     NORM: tl.constexpr,
     ALIGN: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    SHARED: tl.constexpr,
     UNROLL: tl.constexpr,
     ROWS: tl.constexpr,
+    FULL: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    NEED_X: tl.constexpr = (NORM != "none" and dfeature is not None) or dnorm_weight is not None
+    PROJECT: tl.constexpr = NORM != "none" and dfeature is not None
     source = feature[3]
     program = _program(WIDE)
-    cols, inside = _columns(tl.program_id(1) * BLOCK_D, D, BLOCK_D)
-    dgamma = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    dbeta = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    cols, inside = _columns(tl.program_id(1) * CHUNKS * BLOCK_D, D, CHUNKS, BLOCK_D)
+    dgamma = _empty_sums(CHUNKS, ROWS, BLOCK_D)
+    dbeta = _empty_sums(CHUNKS, ROWS, BLOCK_D)
     rows = (B.to(tl.int64) if WIDE else B) * source
     all_tiles = tl.cdiv(rows, ROWS)
     tiles = tl.cdiv(all_tiles, tl.num_programs(0))
     for tile in range(program * tiles, tl.minimum((program + 1) * tiles, all_tiles)):
-        valid, row, b, s = _place(tile, rows, source, ROWS)
+        valid, row, b, s = _place(tile, rows, source, ROWS, FULL)
         n, used = _gather(
-            grad, weights, mask, b, s, valid, cols, inside, T, source, M, m, MODE, ALIGN, PER_CHANNEL, UNROLL
+            grad,
+            weights,
+            mask,
+            b,
+            s,
+            valid,
+            cols,
+            inside,
+            T,
+            source,
+            M,
+            m,
+            MODE,
+            ALIGN,
+            PER_CHANNEL,
+            SHARED,
+            CHUNKS,
+            UNROLL,
         )
-        if NEED_X:
-            x = _load_step(feature, b, s, cols, used & inside)
+        if PROJECT or dnorm_weight is not None:
+            x = _load_step(feature, b, s, cols, used, inside, CHUNKS)
             x, r, varies = _normalised(x, stats, row, used, inside, D, eps, NORM)
         if dfeature is not None:
-            dx = _affine(n, norm_weight, None, m, cols, inside)  # u
-            if NORM != "none":
+            u = ()
+            for c in tl.static_range(CHUNKS):
+                u = u + (_affine(n[c], norm_weight, None, m, cols, inside, c),)
+            if PROJECT:
                 if stats is None:
-                    ux = tl.where(used & inside, dx * x, 0.0)
-                    sum_u = tl.sum(dx, 1, keep_dims=True)
-                    sum_ux = tl.sum(ux, 1, keep_dims=True)
-                    c, e = _projections(sum_u, sum_ux, varies, D, NORM)
+                    part_u = u[0]
+                    part_ux = u[0] * x[0]
+                    for c in tl.static_range(1, CHUNKS):
+                        part_u += u[c]
+                        part_ux += u[c] * x[c]
+                    sum_u, sum_ux = tl.reduce((part_u, part_ux), 1, _two_sums, keep_dims=True)
+                    slope_x, constant = _slopes(r, sum_u, sum_ux, varies, D, NORM)
                 else:
-                    c = tl.load(stats + row * 4 + 2, mask=used, other=0.0)
-                    e = tl.load(stats + row * 4 + 3, mask=used, other=0.0)
-                dx = tl.where(used, r * (dx - c - x * e), 0.0)
-            tl.store(dfeature + row * D + cols, dx, mask=valid & inside)
+                    constant = r * _load(stats + row * 4 + 2, used)
+                    slope_x = r * _load(stats + row * 4 + 3, used)
+            for c in tl.static_range(CHUNKS):
+                dx = u[c]
+                if PROJECT:
+                    dx = r * dx + (slope_x * x[c] + constant)
+                tl.store(dfeature + row * D + cols + c * BLOCK_D, dx, mask=valid & inside[c])
         if dnorm_weight is not None:
-            dgamma += tl.where(used, n * x, 0.0)
+            products = ()
+            for c in tl.static_range(CHUNKS):
+                products = products + (n[c] * x[c],)
+            dgamma = _plus(dgamma, products)
         if dnorm_bias is not None:
-            dbeta += n
-    slot = (program.to(tl.int64) * M + m) * D
-    if dnorm_weight is not None:
-        tl.store(dnorm_weight + slot + cols, tl.sum(dgamma, 0, keep_dims=True), mask=inside)
-    if dnorm_bias is not None:
-        tl.store(dnorm_bias + slot + cols, tl.sum(dbeta, 0, keep_dims=True), mask=inside)
+            dbeta = _plus(dbeta, n)
+    slot = (program.to(tl.int64) * M + m) * D + cols
+    for c in tl.static_range(CHUNKS):
+        if dnorm_weight is not None:
+            tl.store(dnorm_weight + slot + c * BLOCK_D, tl.sum(dgamma[c], 0, keep_dims=True), mask=inside[c])
+        if dnorm_bias is not None:
+            tl.store(dnorm_bias + slot + c * BLOCK_D, tl.sum(dbeta[c], 0, keep_dims=True), mask=inside[c])
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -714,7 +959,7 @@ def fusion_source_kernel(
     dnorm_bias,
     B,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     MODE: tl.constexpr,
@@ -722,15 +967,18 @@ def fusion_source_kernel(
     ALIGN: tl.constexpr,
     WHICH: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    SHARED: tl.constexpr,
     UNROLL: tl.constexpr,
     ROWS: tl.constexpr,
+    FULL: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Gradients step by step of the source. Grid: (programs, blocks of D, modalities of WHICH).
+    """Gradients step by step of the source. Grid: (programs, parts of D, modalities of WHICH).
 
     A source step collects from the steps that it is part of. dnorm_weight, dnorm_bias: (programs, M, D), to
-    be summed. One block of D if there is a norm and no ``stats``.
+    be summed. One part of D if there is a norm and no ``stats``.
     """
     for i in tl.static_range(len(WHICH)):
         if tl.program_id(2) == i:
@@ -754,8 +1002,11 @@ def fusion_source_kernel(
                 NORM,
                 tl.constexpr(ALIGN[WHICH[i]]),
                 PER_CHANNEL,
+                SHARED,
                 UNROLL,
                 ROWS,
+                FULL,
+                CHUNKS,
                 BLOCK_D,
                 WIDE,
             )
@@ -771,7 +1022,7 @@ def _stats_row(
     norm_weight,
     B,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     m: tl.constexpr,
@@ -784,18 +1035,18 @@ def _stats_row(
 ):
     source = feature[3]
     rows = (B.to(tl.int64) if WIDE else B) * source
-    valid, row, b, s = _place(_program(WIDE), rows, source, 1)
+    valid, row, b, s = _place(_program(WIDE), rows, source, 1, False)
     total = tl.zeros((1, BLOCK_D), tl.float32)
     if NORM == "layer_norm":
         for start in range(0, D, BLOCK_D):
-            cols, inside = _columns(start, D, BLOCK_D)
-            total += _load_step(feature, b, s, cols, valid & inside)
+            cols, inside = _columns(start, D, 1, BLOCK_D)
+            total += _load_step(feature, b, s, cols, valid, inside, 1)[0]
     mean = tl.sum(total, 1, keep_dims=True) / D
     square = tl.zeros((1, BLOCK_D), tl.float32)
     for start in range(0, D, BLOCK_D):
-        cols, inside = _columns(start, D, BLOCK_D)
-        x = _load_step(feature, b, s, cols, valid & inside)
-        centred = tl.where(inside, x - mean, 0.0)
+        cols, inside = _columns(start, D, 1, BLOCK_D)
+        x = _load_step(feature, b, s, cols, valid, inside, 1)[0]
+        centred = tl.where(inside[0], x - mean, 0.0)
         square += centred * centred
     r, varies = _inverse_length(tl.sum(square, 1, keep_dims=True), D, eps, NORM)
     tl.store(stats + row * 4, mean, mask=valid)
@@ -804,19 +1055,36 @@ def _stats_row(
         sum_u = tl.zeros((1, BLOCK_D), tl.float32)
         sum_ux = tl.zeros((1, BLOCK_D), tl.float32)
         for start in range(0, D, BLOCK_D):
-            cols, inside = _columns(start, D, BLOCK_D)
+            cols, inside = _columns(start, D, 1, BLOCK_D)
             n, used = _gather(
-                grad, weights, mask, b, s, valid, cols, inside, T, source, M, m, MODE, ALIGN, PER_CHANNEL, 1
+                grad,
+                weights,
+                mask,
+                b,
+                s,
+                valid,
+                cols,
+                inside,
+                T,
+                source,
+                M,
+                m,
+                MODE,
+                ALIGN,
+                PER_CHANNEL,
+                False,
+                1,
+                1,
             )
-            u = _affine(n, norm_weight, None, m, cols, inside)
-            x = (_load_step(feature, b, s, cols, used & inside) - mean) * r
+            u = _affine(n[0], norm_weight, None, m, cols, inside, 0)
+            x = (_load_step(feature, b, s, cols, used, inside, 1)[0] - mean) * r
             sum_u += u
-            sum_ux += tl.where(used & inside, u * x, 0.0)
-        c, e = _projections(
-            tl.sum(sum_u, 1, keep_dims=True), tl.sum(sum_ux, 1, keep_dims=True), varies, D, NORM
+            sum_ux += tl.where(used & inside[0], u * x, 0.0)
+        slope_x, constant = _slopes(
+            1.0, tl.sum(sum_u, 1, keep_dims=True), tl.sum(sum_ux, 1, keep_dims=True), varies, D, NORM
         )
-        tl.store(stats + row * 4 + 2, c, mask=valid)
-        tl.store(stats + row * 4 + 3, e, mask=valid)
+        tl.store(stats + row * 4 + 2, constant, mask=valid)
+        tl.store(stats + row * 4 + 3, slope_x, mask=valid)
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -829,7 +1097,7 @@ def fusion_stats_kernel(
     norm_weight,
     B,
     T,
-    D,
+    D: tl.constexpr,
     eps,
     M: tl.constexpr,
     MODE: tl.constexpr,
@@ -839,7 +1107,7 @@ def fusion_stats_kernel(
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Of rows too long for one block: mean, r and, if there is a grad, c, e; stats[m]: (B * T_m, 4) floats.
+    """Of rows too long for one program: mean, r and, if there is a grad, c, b; stats[m]: (B * T_m, 4) floats.
 
     Grid: (rows of the longest, M).
     """
@@ -868,11 +1136,11 @@ def fusion_stats_kernel(
 
 
 @triton.jit
-def _sum_block(job, COUNT: tl.constexpr, RESULTS: tl.constexpr):
+def _sum_block(job, COUNT: tl.constexpr, RESULTS: tl.constexpr, WIDE: tl.constexpr):
     source, target, outer, count, inner = job
-    at = tl.program_id(0).to(tl.int64) * RESULTS + tl.arange(0, RESULTS)[None, :]
+    at = _program(WIDE) * RESULTS + tl.arange(0, RESULTS)[None, :]
     inside = at < outer * inner
-    start = at // inner * count * inner + at % inner
+    start = (at // inner).to(tl.int64) * count * inner + at % inner
     total = tl.zeros((COUNT, RESULTS), tl.float32)
     for k in range(0, count, COUNT):
         step = k + tl.arange(0, COUNT)[:, None]
@@ -881,7 +1149,7 @@ def _sum_block(job, COUNT: tl.constexpr, RESULTS: tl.constexpr):
 
 
 @triton.jit
-def sum_kernel(jobs, BLOCKS: tl.constexpr):
+def sum_kernel(jobs, BLOCKS: tl.constexpr, WIDE: tl.constexpr):
     """Sums over the middle dimension. Grid: (blocks of the longest result, jobs).
 
     A job is (float32 (outer, count, inner), (outer, inner), outer, count, inner); its block is (steps of
@@ -889,4 +1157,4 @@ def sum_kernel(jobs, BLOCKS: tl.constexpr):
     """
     for i in tl.static_range(len(BLOCKS)):
         if tl.program_id(1) == i:
-            _sum_block(jobs[i], tl.constexpr(BLOCKS[i][0]), tl.constexpr(BLOCKS[i][1]))
+            _sum_block(jobs[i], tl.constexpr(BLOCKS[i][0]), tl.constexpr(BLOCKS[i][1]), WIDE)

@@ -61,7 +61,7 @@ _AXES: dict[str, tuple[Any, ...]] = {
         ("layer_norm", "none"), ("l2", "shared"), ("rms_norm", "bias"),
     ),
     "dtypes": ("fp32", "bf16", "mixed", "fp16", "halves", "bf16-fp32"),
-    "depth": (17, 1, 5, 97, 40),
+    "depth": (17, 1, 5, 200, 192),
     "shape": ((2, 3), (3, 5), (1, 1), (3, -1)),
     "count": (3, 1, 2, 5),
     "mask": ("BTM", "none", "BM"),

@@ -34,16 +34,16 @@ _CASES = (
 )
 _SHOWN = 4  # of each kernel
 
-Config = tuple[int, int, int, int]
-"""Rows, block, warps, programs for each multiprocessor."""
+Config = tuple[int, bool, int]
+"""Warps, whether all features are loaded before the first is used, programs for each multiprocessor."""
 
 
 def compile_all(bench: Bench) -> None:
     """Compile this part's share of all variants, with a small batch."""
     part, parts = bench.part
-    for i, (case, backward, config) in enumerate(_variants()):
-        # Programs are no part of what is compiled.
-        if i % parts == part and config[3] == 16 and not (bench.dry and i % 40):
+    compiled = {(case.name, backward, c[:2]): (case, backward, c) for case, backward, c in _variants()}
+    for i, (case, backward, config) in enumerate(compiled.values()):
+        if i % parts == part and not (bench.dry and i % 12):
             with bench.attempt(f"{case.name} {config}"), _chosen(config):
                 _call(replace(case, shape=(2, *case.shape[1:])), backward, bench)()
 
@@ -56,40 +56,53 @@ def run(bench: Bench) -> None:
     variants = itertools.groupby(_variants(), lambda v: (v[0].name, v[1]))
     for (name, backward), group in variants:
         title = f"{name}, {'backward' if backward else 'forward'}"
-        configs = [config for _, _, config in group][:: 20 if bench.dry else 1]
+        configs = [config for _, _, config in group][:: 9 if bench.dry else 1]
         case = next(c for c, *_ in suite.CASES if c.name == name)
         if bench.dry:
             case = replace(case, shape=(1, 2, 768), steps=4 if case.steps else 0)
         with bench.attempt(title):
             call = _call(case, backward, bench)
-            _keep(bench, title, {config: _with(config, call) for config in configs}, call)
+            runs = {config: _with(config, call) for config in configs}
+            _keep(bench, title, runs, call, bench.graphed)
     with bench.attempt("cross entropy"):
         _cross_entropy(bench)
 
 
 def _variants() -> Iterator[tuple[FusionCase, bool, Config]]:
+    """Configurations that differ in their programs alone are neighbours: they are compiled once."""
     for name in _CASES:
         case = next(c for c, *_ in suite.CASES if c.name == name)
-        whole = case.norm is not None
         for backward in (False, True):
-            blocks = (1024,) if whole or backward else (256, 1024)
-            for rows, block, warps in itertools.product((1, 2, 4, 8), blocks, (1, 2, 4, 8, 16)):
-                if not 4 <= rows * block // (32 * warps) <= 32:
-                    continue
-                for programs in (2, 4, 8, 16, 32) if backward else (16,):
-                    yield case, backward, (rows, block, warps, programs)
+            # One warp does not hold the sums of norm_weight's and norm_bias's gradients.
+            most = (2, 4, 8) if case.affine and backward else (1, 2, 4)
+            for warps, keep in itertools.product(most, (True, False)):
+                for programs in _programs(case, warps) if backward else (0,):
+                    yield case, backward, (warps, keep, programs)
+
+
+def _programs(case: FusionCase, warps: int) -> tuple[int, ...]:
+    if case.affine:
+        return tuple(max(1, w // warps) for w in (8, 12, 16))
+    return 16, 32, 64
 
 
 @contextmanager
 def _chosen(config: Config) -> Iterator[None]:
-    rows, block, warps, programs = config
-    tile, count = fusion._tile, fusion._programs
-    fusion._tile = lambda depth, whole, live: fusion._Tile(rows, block, -(-depth // block), warps)
+    warps, keep, programs = config
+    kept = fusion._tile, fusion._keeps, fusion._programs
+    tile, _, count = kept
+
+    def chosen(depth: int, whole: bool, live: int, sums: int = 0) -> fusion._Tile:
+        return tile(depth, whole, live, sums)._replace(rows=1, warps=warps)
+
+    fusion._tile = chosen
+    fusion._keeps = lambda tile, live, sums=0: keep
     fusion._programs = lambda device, per: count(device, programs)
     try:
-        yield
+        with replay.disabled():
+            yield
     finally:
-        fusion._tile, fusion._programs = tile, count
+        fusion._tile, fusion._keeps, fusion._programs = kept
 
 
 def _with(config: Config, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -113,24 +126,26 @@ def _call(case: FusionCase, backward: bool, bench: Bench) -> Callable[[], Any]:
 
 
 def _keep(
-    bench: Bench, title: str, runs: dict[Any, Callable[[], Any]], now: Callable[[], Any] | None
+    bench: Bench,
+    title: str,
+    runs: dict[Any, Callable[[], Any]],
+    now: Callable[[], Any],
+    prepare: Callable[[Callable[[], Any]], Callable[[], Any]],
 ) -> None:
-    """Time what runs at all, and note the best."""
-    jobs: dict[str, Job] = {} if now is None else {"now": Job(now)}
+    """Time what runs at all, and note the best. ``prepare``: as a graph, which the host is no part of."""
+    jobs = {"now": Job(prepare(now))}
     for config, run in runs.items():
         try:
             run()
             bench.synchronize()
-            jobs[str(config)] = Job(run)
+            jobs[str(config)] = Job(prepare(run))
         except Exception as error:
             print(f"{title} {config}: {type(error).__name__}: {error}"[:300], flush=True)
     times = bench.interleave(jobs, 0.1 * len(jobs), (5, 9))
     bench.record["times"][title] = {name: t["ms"] for name, t in times.items()}
     best = sorted((name for name in times if name != "now"), key=lambda n: times[n]["ms"])[:_SHOWN]
-    now_ms = f"now {times['now']['ms']:.3f}; " if "now" in times else ""
-    bench.record["table"].append(
-        f"tuning {title}: {now_ms}" + ", ".join(f"{n} {times[n]['ms']:.3f}" for n in best) + " ms"
-    )
+    found = ", ".join(f"{n} {times[n]['ms']:.3f}" for n in best)
+    bench.record["table"].append(f"tuning {title}: now {times['now']['ms']:.3f}; {found} ms")
 
 
 def _cross_entropy(bench: Bench) -> None:
@@ -161,4 +176,5 @@ def _cross_entropy(bench: Bench) -> None:
         )
         if 8 <= block // (32 * warps) <= 64
     ][:: 20 if bench.dry else 1]
-    _keep(bench, "CE 8192x128256 bf16 (block, warps, waves)", {c: of(*c) for c in configs}, call)
+    runs = {c: of(*c) for c in configs}
+    _keep(bench, "CE 8192x128256 bf16 (block, warps, waves)", runs, call, lambda run: run)

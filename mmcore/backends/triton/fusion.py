@@ -31,13 +31,22 @@ if TYPE_CHECKING:
 __all__ = ["weighted_fusion", "weighted_fusion_backward"]
 
 MAX_BLOCK = 4096
-"""Channels of a row that one program holds at once: 8 a thread at 16 warps."""
+"""Channels of a row that one program holds at once."""
 
 TILE = 1024
-"""Elements of a tile of short rows."""
+"""Channels of a part of longer rows."""
+
+_LEAST = 512
+"""Elements of a tile, of several rows where they are short: 16 a thread of one warp."""
 
 NARROW = 2**31 - 2**12
 """Steps below it, and products of two numbers of steps, are int32 in the kernels."""
+
+_FEW = 32
+"""Programs for each multiprocessor, where more of them cost memory and fewer leave some with less to do."""
+
+_CHUNK, _CHUNKS = 64, 9
+"""Channels of a chunk at least, and chunks of a row at most: each is code of its own."""
 
 _WARPS = 16
 _COMPILED = isinstance(kernels.fusion_forward_kernel, JITFunction)
@@ -46,32 +55,53 @@ _COMPILED = isinstance(kernels.fusion_forward_kernel, JITFunction)
 class _Tile(NamedTuple):
     rows: int
     block: int
-    blocks: int
-    """Blocks of D."""
+    """Channels of a chunk."""
+    chunks: int
+    """Chunks of a row that are held at once."""
+    parts: int
+    """Parts of D, each of so many chunks."""
     warps: int
 
     @property
     def per_thread(self) -> int:
         """Elements of a tile that each thread holds, at 32 threads a warp."""
-        return max(1, self.rows * self.block // (32 * self.warps))
+        return max(1, self.rows * self.chunks * self.block // (32 * self.warps))
 
-    def holds(self, tiles: int) -> bool:
-        """Whether so many tiles more than the usual few fit into registers: 16 warps have 128 a thread."""
-        return tiles * self.per_thread <= (32 if self.warps > 8 else 64)
+    def holds(self, tiles: int, sums: int = 0) -> bool:
+        """Whether tiles, and sums as large as a tile, fit into registers: 16 warps have 128 a thread."""
+        half = 1 if self.warps <= 8 else 2
+        return tiles * self.per_thread * half <= 96 and (tiles + sums) * self.per_thread * half <= 128
 
 
 @functools.lru_cache(maxsize=1024)
-def _tile(depth: int, whole: bool, live: int) -> _Tile:
-    """Tile of rows of ``depth`` channels; ``whole``: of whole rows. ``live``: tiles held at the same time."""
-    block = _power_of_two(depth)
-    if not whole:
-        # Blocks without a rest, where they are not too small: 768 is 3 x 256.
-        even = depth & -depth
-        block = min(block, even if even >= 128 else TILE, TILE)
-    rows = max(1, TILE // block)
-    per_thread = 8 if live <= 4 else 4 if live <= 8 else 2
-    warps = min(_WARPS, max(1, rows * block // (32 * per_thread)))
-    return _Tile(rows, block, -(-depth // block), warps)
+def _tile(depth: int, whole: bool, live: int, sums: int = 0) -> _Tile:
+    """Tile of rows of ``depth`` channels; ``whole``: of whole rows.
+
+    ``live``: tiles held at the same time; ``sums``: sums of that size that are held from tile to tile. As few
+    warps as hold them: one, whose sums over channels need no barrier, for three modalities of 768 channels.
+    """
+    block, chunks = _chunks(depth) if whole else (min(TILE, _power_of_two(depth)), 1)
+    width = block * chunks
+    rows = max(1, _LEAST // _power_of_two(width))
+    tile = _Tile(rows, block, chunks, -(-depth // width), 1)
+    while not tile.holds(live, sums) and (tile.rows > 1 or tile.warps < _WARPS):
+        tile = tile._replace(rows=tile.rows // 2) if tile.rows > 1 else tile._replace(warps=2 * tile.warps)
+    return tile
+
+
+def _keeps(tile: _Tile, live: int, sums: int = 0) -> bool:
+    """Whether there is room to have all modalities' features on their way before the first is used."""
+    return tile.holds(live, sums)
+
+
+def _chunks(depth: int) -> tuple[int, int]:
+    """Channels of a chunk, a power of two, and chunks of a row: without a rest, or with a small one."""
+    block, padded = depth & -depth, _power_of_two(depth)
+    if padded <= _CHUNK:
+        return padded, 1
+    if depth // block > _CHUNKS or block < _CHUNK:
+        block = max(padded // 4, _CHUNK)
+    return block, -(-depth // block)
 
 
 def _power_of_two(n: int) -> int:
@@ -144,6 +174,7 @@ class _Call:
         self.align = options.align
         block = _power_of_two(self.depth)
         self.long = block > MAX_BLOCK or (self.per_channel and self.count * block > 4 * MAX_BLOCK)
+        self.shared = weights.dim() == 1 and mask is None
         longest = max(self.sources)
         aligned = [s for s, kind in zip(self.sources, self.align, strict=True) if kind != "none"]
         products = 2 * (self.steps + 1) * (max(aligned, default=0) + 2)
@@ -191,7 +222,7 @@ class _Call:
         if not self.long or self.norm == "none":
             return (None,) * self.count
         stats = tuple(replay.empty((self.batch * s, 4), torch.float32, self.device) for s in self.sources)
-        tile = _tile(self.depth, False, self.count if self.per_channel else 1)
+        tile = _tile(self.depth, False, 4 + self.count * self.per_channel)
         grid = (self.batch * max(self.sources), self.count)
         sizes = {"B": self.batch, "BLOCK_D": tile.block}
         _launch(
@@ -225,18 +256,21 @@ def weighted_fusion(
     call = _Call(features, weights, mask, norm_weight, norm_bias, options)
     with _on_device(call.device):
         stats = call.stats(None)
-        whole = call.norm != "none" and not call.long
-        tile = _tile(call.depth, whole, call.count if whole or call.per_channel else 1)
+        # Rows of more modalities than four come one by one, if they can.
+        held = call.count if call.norm != "none" else min(call.count, 4)
+        tile = _tile(call.depth, not call.long, held + 1 + call.per_channel * call.count)
         arguments = {
             "out": out,
             "stats": stats,
             "norm_bias": call.norm_bias,
             "rows": call.rows,
             "ROWS": tile.rows,
+            "FULL": call.rows % tile.rows == 0,
+            "CHUNKS": tile.chunks,
             "BLOCK_D": tile.block,
-            "KEEP": tile.holds(2 * call.count),
+            "KEEP": _keeps(tile, call.count + 1),
         }
-        grid = (-(-call.rows // tile.rows), tile.blocks)
+        grid = (-(-call.rows // tile.rows), tile.parts)
         _launch(
             kernels.fusion_forward_kernel,
             grid,
@@ -305,34 +339,35 @@ class _Backward:
         M, per_channel = call.count, call.per_channel
         affine = [d for d in (self.dnorm_weight, self.dnorm_bias) if d is not None]
         whole = not call.long
-        held = M * (len(affine) + per_channel)
-        tile = _tile(call.depth, whole, held)
-        # Sums of every modality's norm_weight and norm_bias stay in registers, if they fit.
-        fits = whole and (not affine or tile.holds(held))
+        held = (M + 1 if call.norm != "none" else min(M, 4) + 1) + M * per_channel
+        sums = M * len(affine)
+        tile = _tile(call.depth, whole, held, sums)
+        # Sums of every modality's norm_weight and norm_bias stay in registers, if they fit; then features
+        # come one by one, unless there is room for them too.
+        fits = whole and (not affine or tile.holds(held, sums))
         if not fits:
-            tile = _tile(call.depth, whole, M)
+            tile = _tile(call.depth, whole, held)
+        keep = _keeps(tile, held, sums + M if affine and fits else 0)
         wanted = [bool(affine) or dx is not None for dx in self.dfeatures]
         fused = tuple(want and fits and kind == "none" for want, kind in zip(wanted, call.align, strict=True))
         rest = tuple(m for m in range(M) if wanted[m] and not fused[m])
-        source_tile = _tile(
-            call.depth, whole and call.norm != "none", len(affine) + (M if per_channel else 1)
-        )
+        source_tile = _tile(call.depth, whole, 3 + M * per_channel, len(affine))
         tiles = -(-call.rows // tile.rows)
         source_tiles = max((-(-call.batch * call.sources[m] // source_tile.rows) for m in rest), default=0)
-        # With sums to add up few programs, each with its slot; without, as many as can run at once.
-        most = _programs(call.device, 2 if affine else 16)
+        # With sums to add up as many programs as can run at once, each with its slot; without, more.
+        most = _programs(call.device, max(1, 12 // tile.warps) if affine else _FEW)
         programs, source_programs = min(tiles, most), min(source_tiles, most)
         if affine:
             programs = source_programs = max(programs if any(fused) else 1, source_programs)
             if not any(fused):
-                programs = min(tiles, _programs(call.device, 16))
+                programs = min(tiles, _programs(call.device, _FEW))
         stats = call.stats(self.grad)
         dnorm_weight, dnorm_bias = (
             None if d is None else self._summed(d, 1, source_programs, M * call.depth)
             for d in (self.dnorm_weight, self.dnorm_bias)
         )
         if any(fused) or self.dweights is not None or self.dprobe is not None:
-            self._rows(tile, programs, tiles, fused, stats, dnorm_weight, dnorm_bias)
+            self._rows(tile, keep, programs, tiles, fused, stats, dnorm_weight, dnorm_bias)
         if rest:
             self._sources(source_tile, source_programs, rest, stats, dnorm_weight, dnorm_bias)
         if self.jobs:
@@ -341,6 +376,7 @@ class _Backward:
     def _rows(
         self,
         tile: _Tile,
+        keep: bool,
         programs: int,
         tiles: int,
         fused: tuple[bool, ...],
@@ -372,10 +408,13 @@ class _Backward:
             "tiles": -(-tiles // programs),
             "FUSED": fused,
             "PER_STEP": per_step,
+            "SHARED": call.shared,
             "ROWS": tile.rows,
+            "FULL": call.rows % tile.rows == 0,
+            "CHUNKS": tile.chunks,
             "BLOCK_D": tile.block,
-            "LOOP": tile.blocks > 1,
-            "KEEP": tile.holds(2 * M),
+            "LOOP": tile.parts > 1,
+            "KEEP": keep,
         }
         _launch(
             kernels.fusion_backward_kernel,
@@ -405,12 +444,15 @@ class _Backward:
             "B": call.batch,
             "WHICH": which,
             "UNROLL": 4 if reaches >= 4 else 1,
+            "SHARED": call.shared,
             "ROWS": tile.rows,
+            "FULL": tile.rows == 1,
+            "CHUNKS": tile.chunks,
             "BLOCK_D": tile.block,
         }
         _launch(
             kernels.fusion_source_kernel,
-            (programs, tile.blocks, len(which)),
+            (programs, tile.parts, len(which)),
             tile.warps,
             {**arguments, **call.tensors, **call.constants},
         )
@@ -419,10 +461,11 @@ class _Backward:
         blocks = []
         for _, _, outer, _, inner in self.jobs:
             results = min(32, _power_of_two(outer * inner))
-            blocks.append((4096 // results, results))
+            blocks.append((8192 // results, results))
         grid = max(
             -(-outer * inner // block[1])
             for (_, _, outer, _, inner), block in zip(self.jobs, blocks, strict=True)
         )
-        arguments = {"jobs": _nested(self.jobs), "BLOCKS": tuple(blocks)}
-        _launch(kernels.sum_kernel, (grid, len(blocks)), 8, arguments)
+        wide = max(outer * inner for _, _, outer, _, inner in self.jobs) >= NARROW
+        arguments = {"jobs": _nested(self.jobs), "BLOCKS": tuple(blocks), "WIDE": wide}
+        _launch(kernels.sum_kernel, (grid, len(blocks)), 16, arguments)
