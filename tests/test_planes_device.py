@@ -11,10 +11,12 @@ import ctypes
 import gc
 import importlib
 import importlib.machinery
+import random
 import sys
 import types
 import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -58,9 +60,12 @@ class Event:
 class Tables:
     def __init__(self, gpu: Gpu, block: bytes, address: int) -> None:
         assert address % 16 == 0
-        assert ctypes.string_at(address, len(block)) == block, "not what was copied there"
-        self.plan = gpu.plans[block]
+        self.block, self.address, self.plan = block, address, gpu.plans[block]
+        self.check()
         self.needs_scratch = gpu.needs_scratch
+
+    def check(self) -> None:
+        assert ctypes.string_at(self.address, len(self.block)) == self.block, "not what was copied there"
 
 
 class Gpu:
@@ -82,6 +87,7 @@ class Gpu:
         self.log.append(("launch", stream, self.device, scratch))
         slot = 0
         for tables, planes, frames in groups:
+            tables.check()
             lines = [[(a + t * frame, pitch) for a, pitch, frame in planes] for t in range(frames)]
             tables.plan.convert(lines, output, slot, 1)
             slot += frames
@@ -414,6 +420,24 @@ def test_tables_are_given_back_in_the_order_of_their_streams(
     # more kinds in a call than are kept
     assert torch.equal(mmcore.frames_to_tensor(planes, TRANSFORM), torch.cat(expected))
     assert len(gpu.uploads) == 4
+
+
+def test_threads_that_take_and_forget_tables(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_cache(monkeypatch, 3)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
+    sources = [source("gray", 1, h, 9, seed=h) for h in range(8, 16)]
+    expected = [mmcore.frames_to_tensor(p, TRANSFORM) for p in sources]
+
+    def convert(thread: int) -> None:
+        generator = random.Random(thread)
+        for _ in range(60):
+            chosen = generator.sample(range(8), generator.randint(1, 5))
+            result = mmcore.frames_to_tensor([on_device(sources[i], stream=0) for i in chosen], TRANSFORM)
+            assert torch.equal(result, torch.cat([expected[i] for i in chosen]))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(convert, range(4)))
+    assert len(gpu.uploads) > 8
 
 
 def test_tables_of_graphs_stay(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
