@@ -138,7 +138,7 @@ class Codec:
 class FakeNvdec:
     """In place of :class:`mmcore.decoding.nvdec.Nvdec`: the CPU decodes."""
 
-    engines = 2
+    device, engines = 0, 2
 
     def __init__(self, change: Callable[[av.VideoFrame], Any] = Surface) -> None:
         self.change = change

@@ -198,7 +198,7 @@ def warn_fallback(reason: str) -> None:
     """Say once for each reason that the CPU decodes instead."""
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"decoder='nvdec': decoding on the CPU instead: {reason}", UserWarning, stacklevel=3)
+        warnings.warn(f"decoder='nvdec': decoding on the CPU instead: {reason}", UserWarning, stacklevel=4)
 
 
 def nvdec_facts() -> dict[str, Any]:

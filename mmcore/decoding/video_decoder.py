@@ -187,7 +187,9 @@ class VideoDecoder:
         nvdec = self._reader.nvdec
         if nvdec is None:
             warn_fallback(reason or "")
-        elif not threads_given:  # a decoder keeps one engine busy
+            return
+        self._device = torch.device("cuda", nvdec.device)  # whichever is torch's current one later
+        if not threads_given:  # a decoder keeps one engine busy
             self._team.num_threads = min(self._team.num_threads, nvdec.engines)
 
     # --- the stream

@@ -31,7 +31,7 @@ from mmcore.ops.planes import (
     repeat_last,
     slot_view,
 )
-from mmcore.ops.surfaces import held_format, is_surface, surface_planes
+from mmcore.ops.surfaces import held_format, is_surface, surface_device, surface_planes
 from mmcore.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -224,6 +224,10 @@ class FrameBatchBuilder:
         turned = self._rotation in (90, 270)
         g = transform.geometry(*((width, height) if turned else (height, width)))
         size = (g.out_h, g.out_w)
+        if on_device and self._target is not None and surface_device(frame) != self._target.queue.device:
+            raise ValueError(
+                f"a frame lies on {surface_device(frame)}, the batch shall be on {self._target.queue.device}"
+            )
         fmt = PIXEL_FORMATS.get(name)
         if self._rotation or self._backend == "reference":
             fmt = None

@@ -200,6 +200,9 @@ class FrameUploader:
         They wait for each other on the device, the host for neither.
         """
         queue = self._queue
+        if queue.stream == queue.decoders:
+            queue.do(queue.stream, work)
+            return
         queue.wait(queue.stream, queue.record(queue.decoders))
         queue.do(queue.stream, work)
         queue.wait(queue.decoders, queue.record(queue.stream))

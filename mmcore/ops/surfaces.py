@@ -12,9 +12,9 @@ from mmcore.ops.planes import Planes
 if TYPE_CHECKING:
     import av
 
-__all__ = ["held_format", "is_surface", "surface_planes"]
+__all__ = ["held_format", "is_surface", "surface_device", "surface_planes"]
 
-_CPU, _CUDA = 1, 2  # DLDeviceType
+_CUDA = 2  # kDLCUDA of DLDeviceType
 _MATRICES = {1: "709", 9: "2020", 10: "2020"}  # AVColorSpace; every other value reads as BT.601
 
 
@@ -37,6 +37,12 @@ def held_format(frame: av.VideoFrame) -> str:
     return held.name
 
 
+def surface_device(frame: av.VideoFrame) -> torch.device:
+    """Where a frame's planes lie."""
+    kind, index = frame.planes[0].__dlpack_device__()
+    return torch.device("cuda", index) if kind == _CUDA else torch.device("cpu")
+
+
 def surface_planes(frame: av.VideoFrame) -> Planes:
     """Describe a frame on a device as Planes, which hold it; nothing is copied.
 
@@ -48,18 +54,15 @@ def surface_planes(frame: av.VideoFrame) -> Planes:
     UnsupportedError
         If the frame is of a format that cannot be read as planes.
     """
-    format_name = held_format(frame)
-    planes = frame.planes
-    kind, index = planes[0].__dlpack_device__()
-    on_device = kind == _CUDA
+    format_name, device, planes = held_format(frame), surface_device(frame), frame.planes
     return Planes.from_pointers(
         [plane.buffer_ptr for plane in planes],
         [plane.line_size for plane in planes],
         format_name,
         frame.height,
         frame.width,
-        device=torch.device("cuda", index) if on_device else "cpu",
-        stream=0 if on_device else None,
+        device=device,
+        stream=0 if device.type == "cuda" else None,
         owner=frame,
         matrix=_MATRICES.get(int(frame.colorspace), "601"),
         full_range=int(frame.color_range) == 2 or None,  # AVCOL_RANGE_JPEG
