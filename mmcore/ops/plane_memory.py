@@ -133,14 +133,14 @@ def _stacked(
     shapes = _shapes(fmt.name, height + height % 2, width + width % 2)
     if len({samples for _, samples in shapes}) > 1:
         raise ValueError(
-            f"pointers: the planes of {fmt.name} have different widths and cannot follow one another at one"
-            f" pitch; expected {fmt.num_planes} pointers, got 1"
+            f"Planes: those of {fmt.name} have different widths and cannot follow one another at one pitch:"
+            f" expected each of {fmt.num_planes}, got 1"
         )
     rows = height if surface_height is None else as_int("surface_height", surface_height)
     if rows < height:
         raise ValueError(f"surface_height: expected {height} (the frame's height) or more, got {rows}")
     if any(p != pitches[0] or p < 0 for p in pitches):
-        raise ValueError(f"pitches: one pointer needs one pitch, not negative, got {list(pitches)}")
+        raise ValueError(f"Planes: one after another they have one pitch, not negative, got {list(pitches)}")
     # Chroma of half the height has its rows halved too: the second plane ends where the surface ends.
     return [address + p * rows * pitches[0] for p in range(fmt.num_planes)]
 
