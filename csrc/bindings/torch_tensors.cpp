@@ -155,7 +155,7 @@ void append(std::string* bytes, T value) {
   bytes->append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-// False with a Python error set, or not, if the object is no tensor that can be described.
+// False if the object is no tensor that can be described.
 bool append_description(py::handle object, std::string* key, std::uintptr_t* address) {
   static PyObject* const name = PyUnicode_InternFromString("requires_grad");
   const Torch& t = torch();
