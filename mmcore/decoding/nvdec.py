@@ -70,6 +70,8 @@ def open_codec(stream: VideoStream, acceleration: HWAccel | None) -> VideoCodecC
     own: Any = stream.codec_context
     # By name, for the decoder that FFmpeg prefers for AV1 is libdav1d.
     codec: Any = av.CodecContext.create(own.codec.canonical_name, "r", acceleration)
+    # PyAV puts the hardware's format here, on which FFmpeg's AV1 decoder takes NVDEC to be set up already.
+    codec.pix_fmt = own.pix_fmt or "yuv420p"
     codec.thread_count = 1  # the GPU does the work, and frame threads would need more surfaces
     codec.thread_type = "NONE"
     if own.extradata is not None:
