@@ -63,6 +63,10 @@ class FakeGpu:
         self.emulator, self.policy = emulator, policy
         self.caller, self.uploads = FakeStream("caller"), FakeStream("uploads")
         self.decoders = FakeStream("decoders")
+        # Of threads that were not told to use the caller's.
+        self.other = FakeStream("another thread's")
+        self.current = threading.local()
+        self.current.stream = self.caller
         self.shared: dict[Any, Any] = {}
         self.log: list[tuple[str, Any]] = []
         self.pinned: list[weakref.ref[Any]] = []
@@ -103,7 +107,7 @@ class FakeGpu:
     def drain(self) -> None:
         """Run all that was launched, the caller's stream first."""
         with self._lock:
-            for stream in (self.caller, self.uploads, self.decoders):
+            for stream in (self.caller, self.uploads, self.decoders, self.other):
                 while stream.waiting:
                     self._step(stream)
 
@@ -184,14 +188,25 @@ class FakeQueue:
 
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.device = gpu, torch.device("cpu")
-        self.stream, self.uploads, self.shared = gpu.caller, gpu.uploads, gpu.shared
+        self.stream: FakeStream = getattr(gpu.current, "stream", gpu.other)
+        self.uploads, self.shared = gpu.uploads, gpu.shared
         self.decoders = gpu.decoders
 
     def do(self, stream: FakeStream, work: Callable[[], object]) -> None:
+        if stream is self.stream:
+            self.gpu.log.append(("on", stream.name))
         if isinstance(work, functools.partial):  # a launch, by addresses alone: it holds no memory
             assert (work.func, stream) == (self.gpu.convert_staged, self.stream)
             self.gpu.launch([slot for _, _, slot in work.args[0]])
         self.gpu.push(stream, "work", work)
+
+    @contextlib.contextmanager
+    def as_current(self) -> Iterator[None]:
+        before, self.gpu.current.stream = getattr(self.gpu.current, "stream", self.gpu.other), self.stream
+        try:
+            yield
+        finally:
+            self.gpu.current.stream = before
 
     def record(self, stream: FakeStream) -> FakeEvent:
         event = FakeEvent(self.gpu, stream)
@@ -225,6 +240,7 @@ def fake_gpu(emulator: ctypes.CDLL, policy: str = "lazy", cuda_kernels: bool = T
     module: Any = SimpleNamespace(staged_tables=gpu.staged_tables, convert_staged=gpu.convert_staged)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "_why_no_cuda", lambda index: None)
+        patch.setattr(devices, "open_queue", open_queue)
         patch.setattr(device_target, "open_queue", open_queue)
         why = None if cuda_kernels else "this build has no mmcore._cuda"
         patch.setattr(device_target, "_why_not_on_cuda", lambda: why)

@@ -120,8 +120,12 @@ class Clip:
         return self.map_data(move)._map_small(move)
 
     def pin_memory(self) -> Clip:
-        """Copy in page-locked memory, from which a transfer to a GPU need not wait."""
-        return self.map_data(Tensor.pin_memory)._map_small(Tensor.pin_memory)
+        """Copy in page-locked memory, from which a transfer to a GPU need not wait; what is there stays."""
+
+        def pin(t: Tensor) -> Tensor:
+            return t.pin_memory() if t.device.type == "cpu" else t
+
+        return self.map_data(pin)._map_small(pin)
 
     def map_data(self, change: Callable[[Tensor], Tensor]) -> Clip:
         """Copy with ``change`` applied to the tensors of pictures, samples and spectrogram."""

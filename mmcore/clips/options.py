@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import torch
+
 from mmcore.ops.frame_transform import FrameTransform
 from mmcore.ops.log_mel_settings import LogMelSettings
 
@@ -27,8 +29,9 @@ class VideoOptions:
     num_frames : int, optional
         Read the frames shown at the starts of so many equal parts of the clip. With neither ``fps`` nor
         ``num_frames`` every frame is read.
-    stream_index, num_threads, seek_mode, on_error, index
-        As for :class:`mmcore.VideoDecoder`.
+    stream_index, num_threads, seek_mode, on_error, index, device, convert_on, decoder
+        As for :class:`mmcore.VideoDecoder`. Only pictures go to the device; :meth:`mmcore.Clip.to` moves the
+        rest.
     """
 
     transform: FrameTransform | None = None
@@ -39,6 +42,9 @@ class VideoOptions:
     seek_mode: str = "exact"
     on_error: str = "raise"
     index: str | os.PathLike[str] | None = None
+    device: str | torch.device = "cpu"
+    convert_on: str = "auto"
+    decoder: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.num_frames is not None:

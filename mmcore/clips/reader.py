@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mmcore.errors import DecodeError, MMCoreError
+from mmcore.ops.device_target import check_convert_on
+from mmcore.ops.devices import check_device
 from mmcore.ops.frame_transform import FrameTransform
 
 from .augment import Augment, Augmentation
@@ -58,6 +60,8 @@ class ClipReader:
         If the source is missing or no media file; with ``strict`` for a stream that is missing or damaged.
     ValueError, TypeError
         For arguments that are wrong, such as a stream that does not exist.
+    UnsupportedError
+        For a device that is not there.
 
     Notes
     -----
@@ -91,6 +95,8 @@ class ClipReader:
         self.modalities = tuple(m for m, o in zip(MODALITIES, options, strict=True) if o is not None)
         if not self.modalities:
             raise ValueError("video, audio, text: expected at least one of them to be read")
+        if self._video_options is not None:  # what is wrong with the device is not the stream's error
+            check_convert_on(self._video_options.convert_on, check_device(self._video_options.device))
         from mmcore.decoding.fork_safe_lock import ForkSafeLock
 
         self._lock = ForkSafeLock()
@@ -181,6 +187,9 @@ class ClipReader:
             transform=options.transform,
             on_error=options.on_error,
             index=options.index,
+            device=options.device,
+            convert_on=options.convert_on,
+            decoder=options.decoder,
             network=self._network,
             _shared=self._shared,
         )

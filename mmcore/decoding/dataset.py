@@ -170,8 +170,8 @@ class VideoDataset(_VideoSamples, Dataset[Any]):
         warning. The next source that does not fail then takes its place, since every position must give a
         sample.
     **decoder_options
-        For :class:`mmcore.VideoDecoder`, such as ``index``, ``on_error``, ``seek_mode``. By default
-        ``num_threads`` is the worker's share, ``mmcore.get_num_threads()`` by the number of workers.
+        For :class:`mmcore.VideoDecoder`, such as ``index``, ``on_error``, ``seek_mode``, ``device``. By
+        default ``num_threads`` is the worker's share, ``mmcore.get_num_threads()`` by the number of workers.
 
     Attributes
     ----------
@@ -192,6 +192,9 @@ class VideoDataset(_VideoSamples, Dataset[Any]):
     What a random sampler draws depends on its seed, the epoch and the position alone, whatever the number of
     workers: call :meth:`set_epoch` before each pass to draw anew. Fork and spawn will both do; what is given
     must be picklable for spawn. ``DistributedSampler`` divides positions among ranks.
+
+    With ``device="cuda"`` each worker would hold a CUDA context, and must be spawned: leave frames on the CPU
+    in workers and move batches, or do without workers.
     """
 
     def __init__(

@@ -23,6 +23,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from mmcore.errors import UnsupportedError
+from mmcore.ops.device_target import check_convert_on
+from mmcore.ops.devices import check_device, current_streams
 from mmcore.ops.frame_transform import FrameTransform
 from mmcore.samplers import Sampler
 from mmcore.threads import get_num_threads
@@ -102,8 +104,9 @@ def decode_many(
         A file that fails ends the iteration with its error, in its turn; or gives a result with ``error``
         set, and the others follow.
     **decoder_options
-        For :class:`mmcore.VideoDecoder`, such as ``index``, ``on_error``, ``seek_mode``; ``num_threads`` is
-        that of each decoder.
+        For :class:`mmcore.VideoDecoder`, such as ``index``, ``on_error``, ``seek_mode``, ``device``;
+        ``num_threads`` is that of each decoder. On a CUDA device all frames are ready in the order of the
+        stream that is torch's current one where this is called.
 
     Yields
     ------
@@ -115,7 +118,7 @@ def decode_many(
     ValueError, TypeError
         At once, for arguments that are wrong, a folder without media files, or a pattern without matches.
     UnsupportedError
-        At once, if ``progress`` is True and rich is absent.
+        At once, if ``progress`` is True and rich is absent, or for a device that is not there.
     DecodeError, ValueError, TypeError, IndexError, UnsupportedError
         For a file, as :class:`mmcore.VideoDecoder` and the sampler raise them.
 
@@ -145,7 +148,9 @@ def decode_many(
     decoder_options.setdefault("num_threads", max(1, budget // workers))
     check_decoder_options(decoder_options)
     check_sampler(sampler)
-    decode = partial(_decode_file, sampler, decoder_options, on_file_error == "return")
+    # Threads have current streams of their own.
+    streams = current_streams(decoder_options.get("device", "cpu"))
+    decode = partial(_decode_file, sampler, decoder_options, on_file_error == "return", streams)
     return _in_order(iter(given), decode, workers, workers + prefetch, _progress_bar(progress, total))
 
 
@@ -271,13 +276,15 @@ def _decode_file(
     sampler: AnySampler,
     options: dict[str, Any],
     return_errors: bool,
+    streams: Callable[[], contextlib.AbstractContextManager[object]],
     team: _Workers,
     index: int,
     source: Any,
 ) -> DecodedFile:
     team.check()
     try:
-        frames, batch = read_frames(source, index, sampler, 0, options, team.joined_by)
+        with streams():
+            frames, batch = read_frames(source, index, sampler, 0, options, team.joined_by)
     except Exception as error:
         if not return_errors:
             raise
@@ -360,11 +367,12 @@ def _list_files(path: str) -> list[str]:
 
 
 def check_decoder_options(options: dict[str, Any]) -> None:
-    """Raise TypeError for what VideoDecoder does not take."""
+    """Raise TypeError for what VideoDecoder does not take, and its errors for a device."""
     try:
         inspect.signature(VideoDecoder).bind(None, **options)
     except TypeError as error:
         raise TypeError(f"decoder_options: VideoDecoder: {error}") from None
+    check_convert_on(options.get("convert_on", "auto"), check_device(options.get("device", "cpu")))
 
 
 def check_sampler(sampler: Any) -> None:

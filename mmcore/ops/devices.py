@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,6 +116,10 @@ class DeviceQueue:
         with torch.cuda.stream(stream):
             work()
 
+    def as_current(self) -> contextlib.AbstractContextManager[object]:
+        """Context in which ``stream`` is this thread's current one, and the device its current one."""
+        return torch.cuda.stream(self.stream)
+
     def record(self, stream: Any) -> Any:
         """An event after all that is on ``stream`` now."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -166,9 +169,7 @@ def open_queue(device: str | torch.device) -> DeviceQueue | None:
 def current_streams(device: str | torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
     """Makes contexts in which another thread has the stream that is this thread's current one now."""
     queue = open_queue(device)
-    if queue is None:
-        return contextlib.nullcontext
-    return functools.partial(torch.cuda.stream, queue.stream)
+    return contextlib.nullcontext if queue is None else queue.as_current
 
 
 _opening = threading.Lock()

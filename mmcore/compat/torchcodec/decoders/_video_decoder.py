@@ -19,6 +19,7 @@ from mmcore.compat.torchcodec._errors import UnsupportedError, as_torchcodec_rai
 from mmcore.compat.torchcodec._frame import Frame, FrameBatch
 from mmcore.compat.torchcodec.transforms import Resize, _steps
 from mmcore.compat.torchcodec.transforms._torchvision import as_decoder_transform
+from mmcore.ops.devices import check_device
 
 from ._ffmpeg_rgb import RGBDecoder
 from ._frame_mappings import FrameMappings
@@ -35,16 +36,21 @@ _SCALAR_TYPES = {torch.float32: "Float", torch.float64: "Double", torch.bool: "B
 
 @dataclass
 class CpuFallbackStatus:
-    """Whether a decoder for a GPU decodes on the CPU instead: never, as there is none for GPUs here."""
+    """Whether a decoder for a GPU decodes on the CPU instead: here always."""
 
     status_known: bool = True
     _backend: str = field(default="CPU", init=False)
+    _on_gpu: bool = field(default=False, init=False)
 
     def __bool__(self) -> bool:
-        return False
+        return self._on_gpu
 
     def __str__(self) -> str:
-        return f"[{self._backend}] Fallback status: No fallback required"
+        if self._on_gpu:
+            why = "Falling back due to: frames are decoded on the CPU, then uploaded and converted"
+        else:
+            why = "No fallback required"
+        return f"[{self._backend}] Fallback status: {why}"
 
 
 class VideoDecoder:
@@ -62,7 +68,7 @@ class VideoDecoder:
     num_ffmpeg_threads : int
         Threads for the codec; 0 for ``mmcore.get_num_threads()``.
     device : str or torch.device, optional
-        Only "cpu"; None is torch's default device.
+        "cpu", "cuda", "cuda:1": where the frames shall be; the CPU decodes. None is torch's default device.
     seek_mode : {"exact", "approximate"}
         As for :class:`mmcore.VideoDecoder`.
     transforms : sequence of DecoderTransform or of torchvision's v2 transforms, optional
@@ -114,7 +120,7 @@ class VideoDecoder:
             raise ValueError(f"Invalid dimension order ({dimension_order}). Supported values are NCHW, NHWC.")
         if num_ffmpeg_threads is None or _integer("num_ffmpeg_threads", num_ffmpeg_threads) < 0:
             raise ValueError(f"num_ffmpeg_threads = {num_ffmpeg_threads} should be an int of 0 or more.")
-        _check_device(torch.get_default_device() if device is None else device)
+        self._device = _checked_device(torch.get_default_device() if device is None else device)
         mappings = None if custom_frame_mappings is None else FrameMappings.parse(custom_frame_mappings)
         chain = [as_decoder_transform(transform) for transform in transforms or ()]
 
@@ -124,7 +130,9 @@ class VideoDecoder:
         if resize_first:
             conversion, self._steps = _fused(_steps.resolve(chain, (None, None)))
         with as_torchcodec_raises():
-            self._decoder = _open(source, stream_index, num_ffmpeg_threads, seek_mode, conversion)
+            self._decoder = _open(
+                source, stream_index, num_ffmpeg_threads, seek_mode, conversion, self._device
+            )
         self._channels_first = dimension_order == "NCHW"
         self._exact = seek_mode == "exact"
         self._requested_stream = stream_index
@@ -146,7 +154,9 @@ class VideoDecoder:
 
     @property
     def cpu_fallback(self) -> CpuFallbackStatus:
-        return CpuFallbackStatus()
+        status = CpuFallbackStatus()
+        status._on_gpu = self._device.type != "cpu"
+        return status
 
     def __len__(self) -> int:
         return self._num_frames
@@ -380,11 +390,12 @@ def _one_dimension(name: str, values: Tensor) -> Tensor:
     return values.reshape(-1)
 
 
-def _check_device(device: str | torch.device) -> None:
-    if torch.device(device).type != "cpu":
-        raise UnsupportedError(
-            f"Unsupported device: {device}; frames are decoded on the CPU: use device='cpu' and move them"
-        )
+def _checked_device(device: str | torch.device) -> torch.device:
+    wanted = torch.device(device)  # a RuntimeError, as TorchCodec's, for what is none
+    try:
+        return check_device(wanted)
+    except mmcore.UnsupportedError as error:
+        raise UnsupportedError(f"Unsupported device: {device} ({error})") from None
 
 
 def _fused(steps: list[_steps.Step]) -> tuple[mmcore.FrameTransform, list[_steps.Step]]:
@@ -400,7 +411,12 @@ def _fused(steps: list[_steps.Step]) -> tuple[mmcore.FrameTransform, list[_steps
 
 
 def _open(
-    source: Any, stream_index: int | None, threads: int, seek_mode: str, conversion: mmcore.FrameTransform
+    source: Any,
+    stream_index: int | None,
+    threads: int,
+    seek_mode: str,
+    conversion: mmcore.FrameTransform,
+    device: torch.device,
 ) -> RGBDecoder:
     try:
         return RGBDecoder(
@@ -409,6 +425,7 @@ def _open(
             num_threads=threads or None,
             seek_mode=seek_mode,
             transform=conversion,
+            device=device,
             network=is_url(source),
         )
     except ValueError as error:

@@ -58,16 +58,20 @@ def resolve(transforms: Iterable[DecoderTransform], input_dims: Size) -> list[St
 
 
 def apply(steps: Iterable[Step], frames: Tensor) -> Tensor:
-    """Apply steps to (N, H, W, C) uint8 frames; the result is contiguous."""
+    """Apply steps to (N, H, W, C) uint8 frames on any device; the result is contiguous."""
     for step in steps:
         if isinstance(step, Crop):
             frames = frames[:, step.top : step.top + step.height, step.left : step.left + step.width]
         else:
-            planes = frames.permute(0, 3, 1, 2)
-            size = (step.height, step.width)
-            resized = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
-            frames = resized.permute(0, 2, 3, 1)
+            frames = _resized(frames.permute(0, 3, 1, 2), (step.height, step.width)).permute(0, 2, 3, 1)
     return frames.contiguous()
+
+
+def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    if planes.device.type != "cpu":  # where torch has it for floating point alone
+        levels = torch.nn.functional.interpolate(planes.float(), size, mode="bilinear", antialias=True)
+        return levels.round_().clamp_(0, 255).to(planes.dtype)
+    return torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
 
 
 def _parsed(spec: str, input_dims: Size) -> Step:
