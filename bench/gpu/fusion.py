@@ -2,12 +2,14 @@
 
 The cases are those of :mod:`bench.bench_fusion`, larger: (256, 128, 768) features, which exceed any L2 cache,
 in two sets that take turns. *GB/s* is what a step must move at least over its time, and *of copy* that over
-the bandwidth of a device-to-device copy in the same process. Small cases, which launches bound, are also
-timed as replays of a CUDA graph.
+the bandwidth of a device-to-device copy in the same process. Names without more are calls as users make them,
+which the host's work may bound; *graph* is the replay of a CUDA graph of the step with each of the sets,
+which only the GPU bounds; *forward* and *backward* are the op's own launches, in such graphs.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,8 +22,10 @@ import mmcore
 from bench import bench_fusion
 from bench.bench_fusion import FusionCase, least_bytes
 from bench.gpu.measure import Bench, Job, assert_near
+from mmcore.backends import triton
+from mmcore.ops.fusion import FusionOptions
 
-__all__ = ["CASES", "on_device", "run"]
+__all__ = ["CASES", "kernels_alone", "on_device", "run"]
 
 _RELATIVE_ERROR = {"float32": 1e-3, "bfloat16": 0.1}
 _PLAIN, _STEPS = (256, 128, 768), 640
@@ -30,7 +34,7 @@ _COMPILED = (
     "fp32 weights (M)", "bf16 weights (M)", "fp32 LayerNorm", "bf16 LayerNorm", "fp32 masked (B,T,M)",
     "align 160 to 32, linear",
 )  # fmt: skip
-_TUNED_BY_INDUCTOR = ("fp32 weights (M)", "bf16 LayerNorm")
+_TUNED_BY_INDUCTOR = ("fp32 weights (M)",)
 _FIRST = (*_COMPILED[:4], "small weights (M)", "fp32 softmax (B,T,M)", "fp32 masked (B,T,M)")
 
 
@@ -66,11 +70,11 @@ def run(bench: Bench) -> None:
         if bench.remaining() < (12 if compiled else 4) and not bench.dry:
             bench.record.setdefault("left_out", []).append(case.name)
             continue
+        small = case.small
         if bench.dry:
-            small = (2, 3, 16) if case.small else (2, 4, 48)
-            case = replace(case, shape=small, steps=8 if case.steps else 0)
+            case = replace(case, shape=(2, 3, 16) if small else (2, 4, 48), steps=8 if case.steps else 0)
         with bench.attempt(case.name):
-            bench.record["rows"][case.name] = _time(bench, case, compiled, tuned)
+            bench.record["rows"][case.name] = _time(bench, case, small, compiled, tuned)
 
 
 def on_device(case: FusionCase, device: torch.device) -> Any:
@@ -110,12 +114,21 @@ def _step(fuse: Callable[..., Tensor], case: FusionCase, sets: Any) -> Callable[
     return step
 
 
-def _forward(fuse: Callable[..., Tensor], sets: Any) -> Callable[[], Tensor]:
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return fuse(*next(sets).arguments)
-
-    return forward
+def kernels_alone(case: FusionCase, inputs: Any, backward: bool) -> Callable[[], Any]:
+    """The launches of the forward or the backward, and nothing else."""
+    align = tuple(kind or "none" for kind in case.align)
+    dtype = getattr(torch, case.dtype)
+    options = FusionOptions(case.mode, case.norm, align, 1e-5, case.shape[1], dtype, False)
+    features = [x.detach() for x in inputs.features]
+    weights, scale, shift = (
+        None if t is None else t.detach() for t in (inputs.weights, inputs.scale, inputs.shift)
+    )
+    assert weights is not None
+    arguments = (features, weights, inputs.mask, scale, shift, None, options)
+    if not backward:
+        return lambda: triton.weighted_fusion(*arguments)
+    needs = (True, case.affine, case.affine, False, *(True,) * case.count)
+    return lambda: triton.weighted_fusion_backward(inputs.grad, *arguments, needs)
 
 
 def _fused(case: FusionCase) -> Callable[..., Tensor]:
@@ -128,9 +141,9 @@ def _compile(fuse: Callable[..., Tensor], bench: Bench, mode: str | None = None)
     return torch.compile(fuse, fullgraph=True, dynamic=False, **how)
 
 
-def _time(bench: Bench, case: FusionCase, compiled: bool, tuned: bool) -> dict[str, Any]:
+def _time(bench: Bench, case: FusionCase, small: bool, compiled: bool, tuned: bool) -> dict[str, Any]:
     torch._dynamo.reset()
-    sets = [on_device(case, bench.device) for _ in range(1 if case.small else 2)]
+    sets = [on_device(case, bench.device) for _ in range(1 if small else 2)]
     turn = itertools.cycle(sets)
     eager, ours = bench_fusion._eager(case), bench_fusion._ours(case)
     functions: dict[str, Callable[..., Tensor]] = {"mmcore": ours, "eager": eager}
@@ -153,28 +166,41 @@ def _time(bench: Bench, case: FusionCase, compiled: bool, tuned: bool) -> dict[s
             row["absent"][name] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
         found = []
     expected = []
-    if case.small and compiled:
+    if small and compiled:
         _add_reduce_overhead(bench, case, eager, turn, jobs, row)
-    if case.gradients and not case.small:
-        jobs["mmcore forward"] = Job(_forward(ours, turn))
-    times = bench.interleave(jobs, 0.6)
-    if case.small:
-        for name, step in steps.items():
-            try:
-                jobs_of_graph = {f"{name}, graph": Job(bench.graphed(step))}
-                times |= bench.interleave(jobs_of_graph, 0.1)
-            except Exception as error:
-                row["absent"][f"{name}, graph"] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    graphs = dict(steps)
+    if case.gradients and not small:
+        for name, backward in (("mmcore forward", False), ("mmcore backward", True)):
+            alone = itertools.cycle([kernels_alone(case, inputs, backward) for inputs in sets])
+            graphs[name] = functools.partial(lambda calls: next(calls)(), alone)
+    for name, step in graphs.items():
+        if not small and name.startswith("eager"):
+            continue  # its host is faster than its kernels
+        try:
+            jobs[f"{name}, graph"] = Job(bench.graphed(_repeated(step, len(sets))))
+        except Exception as error:
+            row["absent"][f"{name}, graph"] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+    times = bench.interleave(jobs, 0.8)
+    for name in times:
+        if name.endswith(", graph"):
+            for key in ("ms", "low", "high"):
+                times[name][key] /= len(sets)
+    if small:
         row["host_us"] = {name: bench.host_us(step, 100) for name, step in steps.items()}
     row["times"] = times
-    if not case.small:
+    if not small:
         row["gbps"] = {n: case_bytes(case, n) / t["ms"] / 1e6 for n, t in times.items()}
     return row
 
 
+def _repeated(step: Callable[[], Any], count: int) -> Callable[[], list[Any]]:
+    return lambda: [step() for _ in range(count)]
+
+
 def case_bytes(case: FusionCase, name: str) -> int:
-    """At least moved: by a step, or by the forward alone."""
-    return least_bytes(replace(case, gradients=False) if name.endswith("forward") else case)
+    """At least moved: by a step, or by the forward or the backward alone."""
+    step, forward = least_bytes(case), least_bytes(replace(case, gradients=False))
+    return forward if "forward" in name else step - forward if "backward" in name else step
 
 
 def _add_reduce_overhead(

@@ -19,9 +19,8 @@ from bench.bench_fusion import FusionCase
 from bench.gpu import fusion as suite
 from bench.gpu.measure import Bench, Job
 from mmcore import Task, multi_task_value_and_grad
-from mmcore.backends import replay, triton
+from mmcore.backends import replay
 from mmcore.backends.triton import fusion, losses
-from mmcore.ops.fusion import FusionOptions
 
 __all__ = ["compile_all", "run"]
 
@@ -115,14 +114,7 @@ def _with(config: Config, call: Callable[[], Any]) -> Callable[[], Any]:
 
 def _call(case: FusionCase, backward: bool, bench: Bench) -> Callable[[], Any]:
     inputs = suite.on_device(replace(case, gradients=False), bench.device)
-    align = tuple(kind or "none" for kind in case.align)
-    dtype = getattr(torch, case.dtype)
-    options = FusionOptions(case.mode, case.norm, align, 1e-5, case.shape[1], dtype, False)
-    arguments = (inputs.features, inputs.weights, inputs.mask, inputs.scale, inputs.shift, None, options)
-    if not backward:
-        return lambda: triton.weighted_fusion(*arguments)
-    needs = (True, case.affine, case.affine, False, *(True,) * case.count)
-    return lambda: triton.weighted_fusion_backward(inputs.grad, *arguments, needs)
+    return suite.kernels_alone(case, inputs, backward)
 
 
 def _keep(
