@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,7 +98,7 @@ class _Kernel:
 
 
 @pytest.fixture
-def _driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def _driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from triton.runtime import driver
 
     fake = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 7)
@@ -133,6 +135,27 @@ def test_a_second_call_goes_to_the_compiled_kernel() -> None:
     assert tensors[:2] == (x.data_ptr(), (out.data_ptr(), 5))
     assert tensors[2][0] not in (x.data_ptr(), out.data_ptr())
     assert (len(tensors), tensors[3], launched[-1]) == (4, None, 9)
+
+
+@pytest.mark.usefixtures("_driver")
+def test_a_launch_goes_to_the_device_of_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    launcher = _Launcher()
+    kernel = _Kernel(launcher)
+    _op(kernel, torch.ones(4))
+    entered = []
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        entered.append((index, len(launcher.launches)))
+        yield
+        entered.append((index, len(launcher.launches)))
+
+    monkeypatch.setattr(driver.active, "get_current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    _op(kernel, torch.ones(4))
+    assert entered == [(0, 0), (0, 1)]
 
 
 @pytest.mark.usefixtures("_driver")

@@ -109,7 +109,7 @@ class Task:
     @staticmethod
     def from_spec(spec: str, weight: Tensor | None = None) -> Task:
         """Make a task of its ``spec`` and its weights."""
-        return Task(parse_spec(spec), weight)
+        return _of_spec(spec) if weight is None else Task(parse_spec(spec), weight)
 
     @staticmethod
     def cross_entropy(
@@ -277,6 +277,12 @@ def _make(
 def parse_spec(spec: str) -> TaskOptions:
     """Options that a task's ``spec`` stands for."""
     return TaskOptions(**json.loads(spec))
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_spec(spec: str) -> Task:
+    """Tasks do not change: a compiled model asks for the same one at every step."""
+    return Task(parse_spec(spec))
 
 
 # The enumeration of csrc/include/mmcore/losses.h; "cross_entropy" with probabilities has a number of its own.
