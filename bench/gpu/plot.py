@@ -17,7 +17,6 @@ _NAMES = {
     "mmcore, all sets in a graph": "mmcore",
     "mmcore, graph": "mmcore",
     "mmcore in place": "mmcore, other form",
-    "mmcore forward": "mmcore, other form",
     "torch.compile": "torch.compile",
     "torch.compile, graph": "torch.compile",
     "Liger-Kernel": "Liger-Kernel",
@@ -75,7 +74,6 @@ def _speeds(record: dict[str, Any]) -> Rows:
                     _NAMES[who]: eager / ms
                     for who, ms in times.items()
                     if eager and who in _NAMES and (who.endswith("graph") == bool(suffix) or name == "frames")
-                    if not who.endswith("forward")
                 }
                 if name == "frames" and eager:
                     bars["torch.compile"] = eager / times.get("RGB, torch.compile", eager)
@@ -93,6 +91,7 @@ def _shares(record: dict[str, Any]) -> Rows:
         section = goals.section(record, name)
         for case, row in section.get("rows", {}).items():
             if row.get("gbps") and section.get("copy_gbps"):
+                # Of calls and of graphs of them the latter come last, and stay: they show the kernels.
                 gbps = {_NAMES[who]: v for who, v in row["gbps"].items() if who in _NAMES}
                 found.append((case, {who: v / section["copy_gbps"] for who, v in gbps.items()}))
     return found
