@@ -89,19 +89,19 @@ def fusion_calls() -> Iterator[Call]:
 
     one = ("sm_90",)
     f32, bf16 = torch.float32, torch.bfloat16
-    yield Call("sum fp32 768", call(768, f32, "sum"), 64)
-    yield Call("softmax bf16 1024, masked", call(1024, bf16, masked=True), 64)
-    yield Call("layer_norm fp32 768", call(768, f32, norm="layer_norm"), 128)
+    yield Call("sum fp32 768", call(768, f32, "sum"), 72)
+    yield Call("softmax bf16 1024, masked", call(1024, bf16, masked=True), 72)
+    yield Call("layer_norm fp32 768", call(768, f32, norm="layer_norm"), 176)
     yield Call("layer_norm bf16 1024", call(1024, bf16, norm="layer_norm"), 128)
     yield Call("per channel bf16 768", call(768, bf16, weights="BTMD"), 128)
     yield Call("nearest fp32 768", call(768, f32, align="nearest", source=160), 96)
-    yield Call("linear bf16 768", call(768, bf16, align="linear", source=160), 96)
+    yield Call("linear bf16 768", call(768, bf16, align="linear", source=160), 112)
     yield Call("mean fp32 1024", call(1024, f32, align="mean", source=160), 96)
-    yield Call("linear layer_norm", call(768, f32, align="linear", source=160, norm="layer_norm"), 128, one)
-    yield Call("13 layers", call(1024, bf16, modalities=13), 128, one)
-    yield Call("13 layers, layer_norm", call(1024, bf16, modalities=13, norm="layer_norm"), 128, one)
-    yield Call("layer_norm fp32 4096", call(4096, f32, norm="layer_norm"), 128, one)
-    yield Call("layer_norm fp32 9000", call(9000, f32, norm="layer_norm"), 128, one)
+    yield Call("linear layer_norm", call(768, f32, align="linear", source=160, norm="layer_norm"), 168, one)
+    yield Call("13 layers", call(1024, bf16, modalities=13), 144, one)
+    yield Call("13 layers, layer_norm", call(1024, bf16, modalities=13, norm="layer_norm"), 208, one)
+    yield Call("layer_norm fp32 4096", call(4096, f32, norm="layer_norm"), 200, one)
+    yield Call("layer_norm fp32 9000", call(9000, f32, norm="layer_norm"), 136, one)
 
 
 def losses_calls() -> Iterator[Call]:
@@ -166,14 +166,39 @@ def losses_calls() -> Iterator[Call]:
     yield Call("cosine fp32 512 x 768", call(head(Task.cosine(), 512, 768)), 96)
     yield Call("four heads, uncertainty", call(*mixed, log_vars=True), 96)
     yield Call("four heads, a long one", call(*mixed[1:], head(ce, 2048, 32000), log_vars=True), 128, one)
+    weighed = Task.cross_entropy(weight=empty(151936), z_loss=1e-4)
+    long_focal = Task.cross_entropy(focal_gamma=2.0, reduction="none")
+    yield Call("long rows, z loss and weights", call(head(weighed, 4096, 151936, bf16, masked=True)), 64, one)
+    yield Call("long rows, focal, unreduced", call(head(long_focal, 4096, 50257, bf16)), 64, one)
     focal, kept = Task.cross_entropy(focal_gamma=2.0), Task.cross_entropy(reduction="none")
     yield Call("focal and unreduced", call(head(focal, 64, 400), head(kept, 64, 400)), 96, one)
+
+
+def contrastive_calls() -> Iterator[Call]:
+    """Losses and gradients, of one tile of similarities and of several."""
+    from mmcore.backends.triton import contrastive_loss, contrastive_loss_gradients
+    from mmcore.ops.contrastive import ContrastiveProblem, Recorded
+
+    def call(kind: str, batch: int, tile_rows: int) -> Callable[[], object]:
+        def run() -> None:
+            a, b = (torch.empty(batch, 64, device="meta") for _ in range(2))
+            scale, grad = (torch.empty((), device="meta") for _ in range(2))
+            problem = ContrastiveProblem(a, b, scale, -5.0, kind, torch.float32, tile_rows)
+            _, parts = contrastive_loss(problem, True)
+            contrastive_loss_gradients(problem, Recorded(*parts), grad, (True, True))
+
+        return run
+
+    for kind in ("clip", "siglip"):
+        yield Call(f"{kind} 4096", call(kind, 4096, 4096), 128)
+        yield Call(f"{kind} 1001 by 500 rows", call(kind, 1001, 500), 128, ("sm_90",))
 
 
 def all_calls() -> Iterator[Call]:
     """Calls of every op that has Triton kernels; a new op adds its own."""
     yield from fusion_calls()
     yield from losses_calls()
+    yield from contrastive_calls()
 
 
 class NoDriver:

@@ -25,11 +25,14 @@ __all__ = ["ContrastiveProblem", "Parts", "Recorded", "contrastive_loss"]
 
 KINDS = ("clip", "siglip")
 
-_IMPLEMENTED = ("reference", "cpu")
+_IMPLEMENTED = ("reference", "cpu", "triton")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _TILE_BYTES = 16 << 20
 """Of z at a time: some of what the caches of a processor hold, and 2048 x 2048 of float32."""
+
+_GPU_TILE_BYTES = 256 << 20
+"""Likewise on a GPU, where making z again costs more than reading it: 8192 x 8192 of float32."""
 
 
 class ContrastiveProblem(NamedTuple):
@@ -130,9 +133,10 @@ def contrastive_loss(
     Notes
     -----
     Differentiable in a, b, logit_scale and bias. First derivatives run on the same backend; second ones go
-    through the reference and hold B x B matrices. Up to 16 MiB the B x B similarities are made once; above,
-    by tiles of 16 MiB, in the forward and again in the backward, so that memory grows with B alone. Results
-    do not change with mmcore's number of threads. torch.mm makes the matrix products, with torch's threads.
+    through the reference and hold B x B matrices. Up to 16 MiB (256 MiB on a GPU) the B x B similarities are
+    made once; above, by tiles of that size, in the forward and again in the backward, so that memory grows
+    with B alone. Results do not change with mmcore's number of threads. torch.mm makes the matrix products,
+    with torch's threads and, of float32 on a GPU, with the precision that torch is set to.
 
     Sources: "clip", Radford et al. 2021, the symmetric InfoNCE of van den Oord et al. 2018; "siglip", Zhai et
     al. 2023. The gradients are derived in ``csrc/cpu/contrastive_kernels.inl``.
@@ -222,7 +226,8 @@ def _compute_dtype(a: Tensor, b: Tensor) -> torch.dtype:
 
 def _tile_rows(a: Tensor, dtype: torch.dtype) -> int:
     batch = a.shape[0]
-    return min(batch, max(1, _TILE_BYTES // (batch * dtype.itemsize)))
+    tile_bytes = _GPU_TILE_BYTES if a.is_cuda else _TILE_BYTES
+    return min(batch, max(1, tile_bytes // (batch * dtype.itemsize)))
 
 
 def _tiled(problem: ContrastiveProblem) -> ContrastiveProblem:
@@ -245,8 +250,7 @@ def _checked_before(call: _Call, tensors: Tensors) -> ContrastiveProblem:
 
 
 def _backend(forced: str | None, device: torch.device) -> ModuleType:
-    # With its index a GPU is no kind of device that has kernels: plain torch serves it.
-    return load_backend(active_backend(str(device), _IMPLEMENTED, forced))
+    return load_backend(active_backend(device.type, _IMPLEMENTED, forced))
 
 
 def _run(call: _Call, tensors: Tensors, keep: bool) -> tuple[Tensor, Recorded]:

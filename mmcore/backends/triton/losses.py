@@ -349,6 +349,9 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
     lanes, waves = 0, _WAVES
     if _is_long(head):
         rows, block, tile = VECTORS, VECTOR_BYTES // head.output.itemsize, 1
+        if columns % block or head.output.stride(0) % block:
+            # Rows that start between two vectors: as many bytes, one number after another for each thread.
+            rows, block = rows * 4, 1
         lanes, waves = min(LANES, _warp_size() * warps), max(1, 32 // warps)
     all_tiles = -(-head.units // tile)
     tiles = max(1, -(-all_tiles // _programs(head.output.device, waves)))
