@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from triton.runtime import driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from mmcore.backends import replay
 
@@ -25,7 +27,7 @@ _LAUNCHERS = (
     "gridX gridY gridZ stream function"
     " kernel_metadata launch_metadata launch_enter_hook launch_exit_hook args",
 )
-"""Parameters of the launchers of Triton 3.4 to 3.9."""
+"""Parameters of the launchers of Triton 3.6 and 3.9; with others every launch goes through Triton's own call."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
@@ -33,7 +35,8 @@ def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, 
     # Fused multiply-add is what the tolerances allow for; Triton 3.9 warns where it is not said.
     compiled = kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
     if replay.recording():
-        replay.launched(lambda slot, count: _Again(kernel, compiled, grid, arguments, slot, count))
+        device = driver.active.get_current_device()
+        replay.launched(lambda slot, count: _Again(kernel, compiled, device, grid, arguments, slot, count))
 
 
 class _Again:
@@ -57,27 +60,23 @@ class _Again:
         self,
         kernel: Any,
         compiled: Any,
+        device: int,
         grid: tuple[int, ...],
         arguments: dict[str, Any],
         slot: Callable[[Tensor], int],
         count: int,
     ) -> None:
         try:
-            from triton import knobs  # type: ignore[import-untyped,import-not-found,unused-ignore]
-            from triton.runtime import driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-            self.knobs = knobs.runtime
-            self.driver = driver.active
-            self.device = self.driver.get_current_device()
             self.run = compiled.run
             names = " ".join(inspect.signature(self.run).parameters)
             values = [_without_empty(arguments[p.name]) for p in kernel.params]
             self.function, self.packed = compiled.function, compiled.packed_metadata
             self.metadata = compiled.launch_metadata
-        except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise replay.Unplannable from error
         if names not in _LAUNCHERS or not isinstance(self.function, int):
             raise replay.Unplannable
+        self.device, self.driver, self.knobs = device, driver.active, knobs.runtime
         self.grid = (*grid, 1, 1)[:3]
         # The values of a launch: addresses, then constants, then tuples of those and of tuples before.
         self.constants = [*_constants(values)]

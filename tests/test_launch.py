@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_replayed_calls_launch_what_triton_would() -> None:
 
 @needs_compiler
 def test_compiled_kernels_are_launched_again() -> None:
-    assert _harness("--compiled") == (2, 2)
+    assert _harness("--compiled") == (4, 4)
 
 
 class _Launcher:
@@ -82,6 +82,7 @@ class _Kernel:
     def __init__(self, launcher: _Launcher) -> None:
         self.launcher = launcher
         self.calls = 0
+        self.left: Callable[[], None] = lambda: None
         self.compiled = SimpleNamespace(
             run=launcher,
             function=11,
@@ -113,6 +114,7 @@ def _op(kernel: _Kernel, x: Tensor) -> Tensor:
         out = replay.empty(x.shape, x.dtype, x.device)
         scratch = replay.empty((3,), torch.float32, x.device)
         _launch.launch(kernel, (2, 3), 4, {"tensors": (x, (out, 5), (scratch,), None), "n": 9})
+        kernel.left()
         return [out]
 
     (out,) = replay.run(("op",), (x,), make)
@@ -143,7 +145,9 @@ def test_a_launch_goes_to_the_device_of_its_kernel(monkeypatch: pytest.MonkeyPat
 
     launcher = _Launcher()
     kernel = _Kernel(launcher)
-    _op(kernel, torch.ones(4))
+    monkeypatch.setattr(driver.active, "get_current_device", lambda: 2)
+    kernel.left = lambda: setattr(driver.active, "get_current_device", lambda: 1)
+    _op(kernel, torch.ones(4))  # on device 2, which the op leaves again
     entered = []
 
     @contextmanager
@@ -152,10 +156,9 @@ def test_a_launch_goes_to_the_device_of_its_kernel(monkeypatch: pytest.MonkeyPat
         yield
         entered.append((index, len(launcher.launches)))
 
-    monkeypatch.setattr(driver.active, "get_current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", device)
     _op(kernel, torch.ones(4))
-    assert entered == [(0, 0), (0, 1)]
+    assert entered == [(2, 0), (2, 1)]
 
 
 @pytest.mark.usefixtures("_driver")
