@@ -27,7 +27,7 @@ _LAUNCHERS = (
     "gridX gridY gridZ stream function"
     " kernel_metadata launch_metadata launch_enter_hook launch_exit_hook args",
 )
-"""Parameters of the launchers of Triton 3.6 and 3.9; with others every launch goes through Triton's own call."""
+"""Parameters of the launchers of Triton 3.6 and 3.9; with others every launch is Triton's own call."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
