@@ -26,8 +26,9 @@ Derivation. With k_m = 1 where modality m is there, n_m = gamma_m x^_m + beta_m,
 Without alignment u = w_m v with v = gamma_m G, so that two sums serve three ends: dL/dx = a v + b x^ + c with
 a = r w_m, b = -a <v, x^> / D, c = -a sum(v) / D; and p_m = <v, x^> + <G, beta_m>.
 
-Every sum is made in a fixed order: rows are dealt to programs in contiguous runs, each program writes its
-sums to its own slot, and ``sum_kernel`` adds the slots. No atomics.
+Every sum is made in a fixed order: of P programs the p-th has the tiles p, p + P, ..., so that what runs at
+the same time is next to each other in memory; each writes its sums to its own slot, and ``sum_kernel`` adds
+the slots. No atomics.
 
 Alignment is integer arithmetic on the step: ``_tap`` says which source steps make a step of the result,
 ``_reach`` and ``_share`` which steps of the result a source step is part of, and by how much. The formulas
@@ -600,7 +601,7 @@ def fusion_forward_kernel(
         tl.store(out + row * D + cols + c * BLOCK_D, fused[c], mask=valid & inside[c])
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=["rows"])
 def fusion_backward_kernel(
     grad,
     features,
@@ -615,7 +616,6 @@ def fusion_backward_kernel(
     dnorm_weight,
     dnorm_bias,
     rows,
-    tiles,
     T,
     D: tl.constexpr,
     eps,
@@ -635,7 +635,7 @@ def fusion_backward_kernel(
     KEEP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Gradients row by row of the result. Grid: (programs,), each with ``tiles`` tiles of rows.
+    """Gradients row by row of the result. Grid: (programs,).
 
     dweights: (B, T, M, D) if PER_CHANNEL, (B, T, M) if PER_STEP, else (programs, M), to be summed. dprobe:
     (B, T, M), to be summed. FUSED: the modalities, none of them aligned, whose dfeatures, dnorm_weight and
@@ -653,7 +653,7 @@ def fusion_backward_kernel(
     dgates = _empty_sums(M, ROWS, 1)
     if SHARED:
         w, total = _shared_weights(weights, M, MODE)
-    for tile in range(program * tiles, tl.minimum((program + 1) * tiles, tl.cdiv(rows, ROWS))):
+    for tile in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
         valid, row, b, t = _place(tile, rows, T, ROWS, FULL)
         there = _available(mask, b, t, valid, M)
         p = _empty_sums(M, ROWS, 1)  # <G, a_m>; per channel w_m times that
@@ -883,9 +883,7 @@ def _source_rows(
     dgamma = _empty_sums(CHUNKS, ROWS, BLOCK_D)
     dbeta = _empty_sums(CHUNKS, ROWS, BLOCK_D)
     rows = (B.to(tl.int64) if WIDE else B) * source
-    all_tiles = tl.cdiv(rows, ROWS)
-    tiles = tl.cdiv(all_tiles, tl.num_programs(0))
-    for tile in range(program * tiles, tl.minimum((program + 1) * tiles, all_tiles)):
+    for tile in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
         valid, row, b, s = _place(tile, rows, source, ROWS, FULL)
         n, used = _gather(
             grad,

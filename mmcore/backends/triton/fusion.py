@@ -42,8 +42,9 @@ _LEAST = 512
 NARROW = 2**31 - 2**12
 """Steps below it, and products of two numbers of steps, are int32 in the kernels."""
 
-_FEW = 32
-"""Programs for each multiprocessor, where more of them cost memory and fewer leave some with less to do."""
+_RESIDENT, _RESIDENT_SOURCE, _RESIDENT_SUMS = 16, 24, 12
+"""Warps that each multiprocessor runs at once, by registers: of the kernels of rows and of source steps, and
+of either with sums in registers. So many are launched: all have the same share, and start together."""
 
 _CHUNK, _CHUNKS = 64, 9
 """Channels of a chunk at least, and chunks of a row at most: each is code of its own."""
@@ -217,6 +218,10 @@ class _Call:
         value = _unit_stride(value)
         return value, value.stride(0)
 
+    def programs(self, tile: _Tile, warps: int) -> int:
+        """As many as run at once."""
+        return _programs(self.device, max(1, warps // tile.warps))
+
     def stats(self, grad: tuple[Any, ...] | None) -> tuple[Tensor | None, ...]:
         """Mean and length of each row, with ``grad`` also its projections, if a tile cannot hold the row."""
         if not self.long or self.norm == "none":
@@ -354,20 +359,20 @@ class _Backward:
         source_tile = _tile(call.depth, whole, 3 + M * per_channel, len(affine))
         tiles = -(-call.rows // tile.rows)
         source_tiles = max((-(-call.batch * call.sources[m] // source_tile.rows) for m in rest), default=0)
-        # With sums to add up as many programs as can run at once, each with its slot; without, more.
-        most = _programs(call.device, max(1, 12 // tile.warps) if affine else _FEW)
-        programs, source_programs = min(tiles, most), min(source_tiles, most)
-        if affine:
-            programs = source_programs = max(programs if any(fused) else 1, source_programs)
-            if not any(fused):
-                programs = min(tiles, _programs(call.device, _FEW))
+        programs = min(tiles, call.programs(tile, _RESIDENT_SUMS if affine and any(fused) else _RESIDENT))
+        source_programs = min(
+            source_tiles, call.programs(source_tile, _RESIDENT_SUMS if affine else _RESIDENT_SOURCE)
+        )
+        slots = max(programs if any(fused) else 0, source_programs)
+        if affine and any(fused) and rest:  # either's programs have a slot each, of the same ones
+            programs = source_programs = slots
         stats = call.stats(self.grad)
         dnorm_weight, dnorm_bias = (
-            None if d is None else self._summed(d, 1, source_programs, M * call.depth)
+            None if d is None else self._summed(d, 1, slots, M * call.depth)
             for d in (self.dnorm_weight, self.dnorm_bias)
         )
         if any(fused) or self.dweights is not None or self.dprobe is not None:
-            self._rows(tile, keep, programs, tiles, fused, stats, dnorm_weight, dnorm_bias)
+            self._rows(tile, keep, programs, fused, stats, dnorm_weight, dnorm_bias)
         if rest:
             self._sources(source_tile, source_programs, rest, stats, dnorm_weight, dnorm_bias)
         if self.jobs:
@@ -378,7 +383,6 @@ class _Backward:
         tile: _Tile,
         keep: bool,
         programs: int,
-        tiles: int,
         fused: tuple[bool, ...],
         stats: tuple[Tensor | None, ...],
         dnorm_weight: Tensor | None,
@@ -405,7 +409,6 @@ class _Backward:
             "dnorm_weight": dnorm_weight if affine else None,
             "dnorm_bias": dnorm_bias if affine else None,
             "rows": call.rows,
-            "tiles": -(-tiles // programs),
             "FUSED": fused,
             "PER_STEP": per_step,
             "SHARED": call.shared,
