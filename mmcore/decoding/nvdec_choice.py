@@ -197,8 +197,9 @@ _warned: set[str] = set()
 def warn_fallback(reason: str) -> None:
     """Say once for each reason that the CPU decodes instead."""
     if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"decoder='nvdec': decoding on the CPU instead: {reason}", UserWarning, stacklevel=4)
+        text = f"decoder='nvdec': decoding on the CPU instead: {reason}"
+        warnings.warn(text, UserWarning, stacklevel=4)
+        _warned.add(reason)  # where the warning is no error
 
 
 def nvdec_facts() -> dict[str, Any]:

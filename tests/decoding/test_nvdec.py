@@ -369,6 +369,11 @@ def falls_back(make: Make, path: Path, gpu: FakeGpu, message: str) -> None:
     gpu.drain()
     assert_near(data, VideoDecoder(path, transform=SMALL)[:])
     make(path)  # warned of already
+    nvdec_choice._warned.clear()
+    for _ in range(2):
+        with warnings.catch_warnings(), pytest.raises(UserWarning, match=message):
+            warnings.filterwarnings("error", "decoder='nvdec'")
+            make(path)
 
 
 @pytest.mark.parametrize("policy", ["lazy"], indirect=True)
