@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
 
+#include "copy_rows.h"
 #include "frames_output.h"
 #include "mmcore/frames.h"
 #include "mmcore/frames_tables.h"
@@ -104,15 +104,9 @@ void copy_rows(const std::vector<Rows>& blocks) {
   }
   py::gil_scoped_release release;
   for (const auto& [source, source_pitch, target, target_pitch, bytes, rows] : blocks) {
-    const auto* from = reinterpret_cast<const std::uint8_t*>(source);
-    auto* to = reinterpret_cast<std::uint8_t*>(target);
-    if (source_pitch == bytes && target_pitch == bytes) {
-      std::memcpy(to, from, static_cast<std::size_t>(bytes * rows));
-      continue;
-    }
-    for (std::int64_t y = 0; y < rows; ++y) {
-      std::memcpy(to + y * target_pitch, from + y * source_pitch, static_cast<std::size_t>(bytes));
-    }
+    mmcore::copy_rows(reinterpret_cast<const std::uint8_t*>(source), static_cast<std::ptrdiff_t>(source_pitch),
+                      reinterpret_cast<std::uint8_t*>(target), static_cast<std::ptrdiff_t>(target_pitch),
+                      static_cast<std::size_t>(bytes), static_cast<std::ptrdiff_t>(rows));
   }
 }
 

@@ -19,7 +19,7 @@ __all__ = ["Conversion", "is_better_on_cpu"]
 # One thread of a Xeon with AVX-512, 1080p and 4K: seconds per byte read of the planes, and per value written.
 _CPU_BYTE, _CPU_BYTE_BICUBIC, _CPU_BYTE_RGB8 = 0.14e-9, 0.25e-9, 0.75e-9
 _CPU_VALUE, _CPU_VALUE_RESIZED = 0.12e-9, 0.4e-9
-_COPY_BYTE = 0.07e-9
+_COPY_BYTE = 0.1e-9
 _TABLES_BYTE = 0.5e-9  # making the tables of a kind of frames, per byte of a frame
 # Decoding, per pixel: H.264 that is fast to decode.
 _DECODE_PIXEL = 1e-9

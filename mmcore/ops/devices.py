@@ -121,8 +121,8 @@ class DeviceQueue:
         return torch.cuda.stream(self.stream)
 
     def record(self, stream: Any) -> Any:
-        """An event after all that is on ``stream`` now."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        """An event after all that is on ``stream`` now; who waits for it leaves the CPU to others."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 

@@ -22,6 +22,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -67,10 +68,11 @@ class _Block(NamedTuple):
     offset: int
 
 
-class FrameKind(NamedTuple):
+@dataclass(frozen=True, eq=False)  # itself as a key: hashing what it holds takes as long as a launch
+class FrameKind:
     """Frames of one format, size and colours, and what of them a transform needs."""
 
-    key: tuple[PixelFormat, int, int, ColorSpec, FrameTransform]
+    key: tuple[PixelFormat, int, int, ColorSpec, FrameTransform]  # arguments of frame_kind
     blocks: tuple[_Block, ...]  # in the order of the planes
     size: int  # bytes of a frame in a buffer
     around: int  # bytes beside a buffer's content that may be read
