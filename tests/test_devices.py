@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 import mmcore
-from mmcore.ops.devices import check_device
+from mmcore.cli.train import train
+from mmcore.ops import devices
+from mmcore.ops.devices import check_cuda_device, check_device
+from mmcore.recipes.train_settings import TrainSettings
+from mmcore.recipes.trainer import Trainer
 
 
 def refuses(device: object, message: str) -> None:
@@ -37,6 +44,23 @@ def test_what_is_no_device(device: object) -> None:
 @pytest.mark.parametrize("device", ["meta", "mps", torch.device("xpu", 0)])
 def test_other_kinds_of_devices(device: object) -> None:
     refuses(device, "can be had on 'cpu' and 'cuda'; use device='cpu' and .to")
+
+
+def test_a_model_is_not_put_where_it_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_why_no_cuda", lambda index: "no driver")
+    model = torch.nn.Linear(2, 2)
+    settings = TrainSettings(steps=1)
+    calls: list[Callable[[], object]] = [
+        lambda: Trainer(
+            model, lambda m, b: m(b), lambda s: iter(()), settings, folder=tmp_path, device="cuda"
+        ),
+        lambda: mmcore.models.load(tmp_path, device="cuda:1"),
+        lambda: train(recipe="classify", output=tmp_path, device="cuda"),
+    ]
+    for call in calls:
+        with pytest.raises(mmcore.UnsupportedError, match=r"device 'cuda.*': no driver; use device='cpu'"):
+            call()
+    check_cuda_device("mps")  # torch's matter
 
 
 def test_torch_without_cuda(cuda: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,7 @@ def train(
 
     Ctrl-C leaves a checkpoint, from which --resume goes on. torchrun --no-python starts several processes.
     """
+    from mmcore.ops.devices import check_cuda_device
     from mmcore.recipes import recipe as find
     from mmcore.recipes.processes import process_rank
 
@@ -123,6 +124,7 @@ def train(
         if name not in accepted:
             option = "--" + name.replace("_", "-")
             raise typer.BadParameter(f"the recipe {recipe} makes its own data", param_hint=option)
+    check_cuda_device(device)
     first = process_rank() == 0
     with ExitStack() as stack:
         # Of several processes one writes: what the others would write goes nowhere.

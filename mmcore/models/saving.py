@@ -23,6 +23,7 @@ from mmcore.models.rnn import RNN
 from mmcore.models.transformer import Transformer
 from mmcore.models.transformers_encoder import TransformersEncoder
 from mmcore.nn import MultiTaskLoss, TaskWeighting
+from mmcore.ops.devices import check_cuda_device
 from mmcore.ops.loss_task import Task
 
 __all__ = ["load", "save"]
@@ -110,13 +111,15 @@ def load(
     FileNotFoundError
         If one of the two files is not there.
     UnsupportedError
-        For a format or version that this mmcore does not know, or a class that is not in ``classes``.
+        For a format or version that this mmcore does not know, a class that is not in ``classes``, or a CUDA
+        device that is not there.
     MMCoreError
         If a file is damaged, or values do not fit the description.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, load_model
 
+    check_cuda_device(device)
     path = Path(folder)
     for name in (_CONFIG, _WEIGHTS):
         if not (path / name).is_file():

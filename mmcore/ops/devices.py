@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcore.errors import UnsupportedError
 
-__all__ = ["DeviceQueue", "check_device", "current_streams", "open_queue"]
+__all__ = ["DeviceQueue", "check_cuda_device", "check_device", "current_streams", "open_queue"]
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -47,10 +47,21 @@ def check_device(device: str | torch.device) -> torch.device:
         raise UnsupportedError(
             f"device {str(device)!r}: frames can be had on 'cpu' and 'cuda'; use device='cpu' and .to()"
         )
-    reason = _why_no_cuda(wanted.index)
+    _refuse_missing(wanted)
+    return wanted
+
+
+def check_cuda_device(device: str | torch.device) -> None:
+    """Refuse a CUDA device that cannot be used, as :func:`check_device`; other kinds are torch's matter."""
+    wanted = torch.device(device)
+    if wanted.type == "cuda":
+        _refuse_missing(wanted)
+
+
+def _refuse_missing(device: torch.device) -> None:
+    reason = _why_no_cuda(device.index)
     if reason is not None:
         raise UnsupportedError(f"device {str(device)!r}: {reason}; use device='cpu'")
-    return wanted
 
 
 def _why_no_cuda(index: int | None) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmcore.ops.devices import check_cuda_device
 from mmcore.recipes.batches import StepBatches
 from mmcore.recipes.interruption import Interruption
 from mmcore.recipes.processes import local_device, process_count, process_rank, start_processes
@@ -58,6 +59,8 @@ class Trainer:
     ------
     ValueError, TypeError
         For arguments that do not fit each other.
+    UnsupportedError
+        For a CUDA device that is not there.
 
     Notes
     -----
@@ -105,6 +108,7 @@ class Trainer:
             raise ValueError(f"monitor: {monitor!r} needs evaluate to be given")
         if settings.patience is not None and monitor is None:
             raise ValueError("patience: stopping early needs monitor to be given")
+        check_cuda_device(device)
         self.model = model
         self.settings = settings
         self.folder = Path(folder)
