@@ -7,9 +7,9 @@ is due: the launcher of the compiled kernel, with tuples that hold other address
 
 from __future__ import annotations
 
+import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -23,8 +23,8 @@ from mmcore.backends import replay
 __all__ = ["launch"]
 
 _LAUNCHERS = (
-    "gridX gridY gridZ stream function args",
-    "gridX gridY gridZ stream function"
+    "self gridX gridY gridZ stream function args",
+    "self gridX gridY gridZ stream function"
     " kernel_metadata launch_metadata launch_enter_hook launch_exit_hook args",
 )
 """Parameters of the launchers of Triton 3.6 and 3.9; with others every launch is Triton's own call."""
@@ -37,6 +37,9 @@ def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, 
     if replay.recording():
         device = driver.active.get_current_device()
         replay.launched(lambda slot, count: _Again(kernel, compiled, device, grid, arguments, slot, count))
+
+
+_ADDRESS, _CONSTANT, _TUPLE = range(3)
 
 
 class _Again:
@@ -68,31 +71,45 @@ class _Again:
     ) -> None:
         try:
             self.run = compiled.run
-            names = " ".join(inspect.signature(self.run).parameters)
-            values = [_without_empty(arguments[p.name]) for p in kernel.params]
+            values = [(p.is_constexpr, arguments[p.name]) for p in kernel.params]
             self.function, self.packed = compiled.function, compiled.packed_metadata
             self.metadata = compiled.launch_metadata
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError) as error:
             raise replay.Unplannable from error
-        if names not in _LAUNCHERS or not isinstance(self.function, int):
+        if not _is_known(self.run.__class__) or not isinstance(self.function, int):
             raise replay.Unplannable
         self.device, self.driver, self.knobs = device, driver.active, knobs.runtime
         self.grid = (*grid, 1, 1)[:3]
-        # The values of a launch: addresses, then constants, then tuples of those and of tuples before.
-        self.constants = [*_constants(values)]
-        self.inner: list[Callable[[list[Any]], Any]] = []
-        constant = itertools.count(count)
-        first = count + len(self.constants)
+        # The values of a launch: addresses, then constants, then tuples of those and of tuples before. While
+        # it is not known how many there are, a place is one of three kinds, and which one of its kind.
+        self.constants: list[Any] = []
+        inner: list[list[tuple[int, int]]] = []
 
-        def place(value: Any) -> int:
+        def constant(value: Any) -> tuple[int, int]:
+            self.constants.append(value)
+            return _CONSTANT, len(self.constants) - 1
+
+        def place(value: Any) -> tuple[int, int]:
             if isinstance(value, Tensor):
-                return slot(value)
-            if not _holds_tensor(value):
-                return next(constant)
-            self.inner.append(_picker([place(v) for v in value]))
-            return first + len(self.inner) - 1
+                # Tensors without elements have no address of their own.
+                return (_ADDRESS, slot(value)) if value.numel() else constant(value.data_ptr())
+            if not isinstance(value, tuple):
+                return constant(value)
+            before = len(self.constants)
+            places = [place(v) for v in value]
+            if all(kind == _CONSTANT for kind, _ in places):
+                whole = tuple(self.constants[before:])
+                del self.constants[before:]
+                return constant(whole)
+            inner.append(places)
+            return _TUPLE, len(inner) - 1
 
-        self.top = _picker([place(v) for v in values])
+        # What kernels are compiled for, their launchers skip.
+        top = [constant(v) if is_constexpr else place(v) for is_constexpr, v in values]
+        starts = 0, count, count + len(self.constants)
+        *self.inner, self.top = (
+            _picker([starts[kind] + i for kind, i in places]) for places in (*inner, top)
+        )
 
     def __call__(self, pointers: list[int]) -> None:
         values = pointers + self.constants
@@ -120,26 +137,13 @@ def _is_set(hook: Any) -> bool:
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
-def _without_empty(value: Any) -> Any:
-    """Tensors without elements, which have no address of their own, as what their address is."""
-    if isinstance(value, tuple):
-        return tuple(_without_empty(v) for v in value)
-    return value.data_ptr() if isinstance(value, Tensor) and not value.numel() else value
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, Tensor)
-
-
-def _constants(values: Any) -> Iterator[Any]:
-    """Largest parts without tensors, in their order."""
-    for v in values:
-        if not _holds_tensor(v):
-            yield v
-        elif isinstance(v, tuple):
-            yield from _constants(v)
+@functools.lru_cache(maxsize=64)
+def _is_known(launcher: type) -> bool:
+    """Whether the launchers of this Triton take what ``_Again`` gives them."""
+    try:
+        return " ".join(inspect.signature(launcher.__call__).parameters) in _LAUNCHERS
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _picker(places: list[int]) -> Callable[[list[Any]], Any]:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -30,7 +30,7 @@ from triton.runtime import driver
 import mmcore
 from mmcore import Task
 from mmcore.backends import replay
-from mmcore.backends.triton import fusion, losses
+from mmcore.backends.triton import contrastive, fusion, losses
 
 TARGET = GPUTarget("cuda", 90, 32)
 STREAM = 7
@@ -60,10 +60,12 @@ class Stub:
         active.get_device_capability = lambda device=None: (9, 0)
         active.get_current_target = lambda: TARGET
         driver.set_active(active)
-        for module in (fusion, losses):
+        for module in (contrastive, fusion, losses):
             module._check_device = lambda device: None
+        for module in (fusion, losses):
             module._programs = lambda device, per: 132 * per
         replay._EVERYWHERE = True
+        replay.RECORDED_AT = 1
 
     def launches(self) -> list[str]:
         """Take the notes of what was launched: function, grid, block, shared bytes, stream, parameters."""
@@ -228,6 +230,46 @@ def fusion_tensors(inputs: Any) -> list[Tensor]:
     return [t for t in (*inputs.features, *inputs[1:]) if t is not None]
 
 
+class Pairs(NamedTuple):
+    """Arguments of the contrastive loss."""
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Pairs:
+        """Apply to every tensor."""
+        return Pairs(*map(change, self))
+
+
+class PairsCase(NamedTuple):
+    """A call of the contrastive loss."""
+
+    kind: str
+    batch: int
+
+    @property
+    def id(self) -> str:
+        """Of the case."""
+        return f"{self.kind}-{self.batch}"
+
+    def inputs(self) -> Pairs:
+        """Features and scale."""
+        return Pairs(*(torch.randn(self.batch, 8) for _ in range(2)), torch.ones(()))
+
+
+def pairs_segments(case: PairsCase, inputs: Pairs) -> Sequence[Segment]:
+    """Forward and backward."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    made: list[Tensor] = []
+
+    def forward() -> list[Tensor]:
+        made.append(mmcore.contrastive_loss(*leaves, case.kind, None if case.kind == "clip" else -5.0))
+        return made
+
+    return [forward, lambda: torch.autograd.grad(made[0], leaves)]
+
+
 def check_tables(stub: Stub, few: bool) -> tuple[int, int, int]:
     """Compare the calls of the tables: how many there are, were replayed, and failed."""
     from fusion_cases import FUSION_CASES, FusionCase
@@ -235,13 +277,16 @@ def check_tables(stub: Stub, few: bool) -> tuple[int, int, int]:
 
     replayed = failures = 0
     of_losses, of_fusion = LOSS_CASES, FUSION_CASES
+    of_pairs = [PairsCase(kind, batch) for kind in ("clip", "siglip") for batch in (1, 33, 500)]
     if few:
         how = {"norm": "layer_norm", "affine": "both", "mask": "BTM"}
         of_fusion = [FusionCase("softmax", 3, (4, 8), 96, align="linear", rate="down", **how)]
         of_losses = [LossCase(("ce", "bce", "mse", "l1"), (64,), 400, log_vars="unit", upstream="all")]
+        of_pairs = of_pairs[1:5:3]
     jobs = [
         *((case, losses_segments, losses_tensors) for case in of_losses),
         *((case, fusion_segments, fusion_tensors) for case in of_fusion),
+        *((case, pairs_segments, list) for case in of_pairs),
     ]
     with mmcore.backend("triton"):
         for case, segments, tensors in jobs:

@@ -77,7 +77,7 @@ class _OtherLauncher(_Launcher):
 class _Kernel:
     """A Triton kernel of one tensor and a number, on a driver with two devices."""
 
-    params = (SimpleNamespace(name="tensors"), SimpleNamespace(name="n"))
+    params = tuple(SimpleNamespace(name=name, is_constexpr=False) for name in ("tensors", "n"))
 
     def __init__(self, launcher: _Launcher) -> None:
         self.launcher = launcher
@@ -104,6 +104,7 @@ def _driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     fake = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 7)
     monkeypatch.setattr(driver, "_active", fake)
+    monkeypatch.setattr(replay, "RECORDED_AT", 1)
     replay.clear()
     yield
     replay.clear()

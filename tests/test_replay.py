@@ -63,6 +63,7 @@ def _no_plans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(_core, "tensors_key", lambda tensors: None)
     elif not _core.tensors_ready():
         pytest.skip("this torch does not let the core read tensors")
+    monkeypatch.setattr(replay, "RECORDED_AT", 1)
     replay.clear()
     yield
     replay.clear()
@@ -83,6 +84,21 @@ def test_a_second_call_launches_the_same_with_its_own_addresses() -> None:
     assert len({x.data_ptr(), out.data_ptr(), a, b}) == 4
     assert b - a >= 12
     assert a % 16 == b % 16 == 0
+
+
+def test_calls_that_stay_alone_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "RECORDED_AT", 2)
+    recorded = []
+
+    def body(op: _Op, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        recorded.append(replay.recording())
+        return _double(op, tensors)
+
+    op = _Op(body)
+    for _ in range(4):
+        op(torch.ones(4))
+    op(torch.ones(5))
+    assert recorded == [False, True, False]
 
 
 _BASE = torch.arange(64.0)

@@ -1,9 +1,9 @@
 """Calls that come again: what one launched on a GPU is kept, and launched again with other addresses.
 
 What an op's Python works out before its launches costs many times what a small kernel does. Most calls differ
-from an earlier one in nothing but the addresses of their tensors. So the first call of its kind is recorded
-while it runs as any other: which memory it made, and which kernels it launched with which arguments. A later
-one makes such memory and launches the same kernels with the addresses that are due.
+from an earlier one in nothing but the addresses of their tensors. So when a call comes again it is recorded
+while it runs as the first one did: which memory it made, and which kernels it launched with which arguments.
+Later ones make such memory and launch the same kernels with the addresses that are due.
 
 Calls are of one kind if op and options are equal, and shape, strides, dtype, device, 16-byte alignment and
 ``requires_grad`` of every tensor, and if the same tensors share an address: all that can decide a check, a
@@ -40,6 +40,9 @@ __all__ = [
     "serves",
     "zeros",
 ]
+
+RECORDED_AT = 2
+"""Which call of a kind is recorded: not the first, since most are alone where batches vary in length."""
 
 MAX_PLANS = 1024
 """Kinds of calls remembered; beyond it those go that were not used lately."""
@@ -111,7 +114,9 @@ class _Local(threading.local):
 
 
 _local = _Local()
-_plans: dict[Hashable, _Plan | None] = {}
+_plans: dict[Hashable, _Plan | int | None] = {}
+"""Of each kind: its plan, None where there can be none, or how often it came."""
+
 _lock = threading.Lock()
 _enabled = True
 
@@ -182,19 +187,19 @@ def run(options: tuple[Any, ...], tensors: Tensors, make: Callable[[], Tensors])
         described = _core.tensors_key(tuple(tensors)) or _described(tensors)
         pointers = described[1]
         key = options, described[0]
-        plan = _plans.get(key, _UNKNOWN)
+        plan = _plans.get(key, 0)
     except (AttributeError, RuntimeError, TypeError):
         return make()  # no plain tensors, or no valid options; it refuses what it cannot take
+    if isinstance(plan, _Plan):
+        plan.used = True
+        results = plan.run(pointers)
+        return make() if results is None else results
     if plan is None:
         return make()
-    if plan is _UNKNOWN:
-        return _record(key, pointers, make)
-    plan.used = True
-    results = plan.run(pointers)
-    return make() if results is None else results
-
-
-_UNKNOWN = _Plan([], None, [], [], [])
+    if plan + 1 < RECORDED_AT:
+        _keep(key, plan + 1)
+        return make()
+    return _record(key, pointers, make)
 
 
 def _described(tensors: Tensors) -> tuple[Hashable, list[int]]:
@@ -224,15 +229,19 @@ def _record(key: Hashable, pointers: list[int], make: Callable[[], Tensors]) -> 
         plan = _plan(recorded, pointers, results)
     except Unplannable:
         plan = None
+    _keep(key, plan)
+    return results
+
+
+def _keep(key: Hashable, plan: _Plan | int | None) -> None:
     with _lock:
         while len(_plans) >= MAX_PLANS:
             oldest = next(iter(_plans))
             old = _plans.pop(oldest)
-            if old is not None and old.used:  # a second turn
+            if isinstance(old, _Plan) and old.used:  # a second turn
                 old.used = False
                 _plans[oldest] = old
         _plans[key] = plan
-    return results
 
 
 def _plan(recorded: _Recording, pointers: list[int], results: Tensors) -> _Plan:
