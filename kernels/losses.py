@@ -981,6 +981,7 @@ def losses_kernel(
     ONES: tl.constexpr,
     SLOTS: tl.constexpr,
     WIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Losses of all heads, and the gradients of their outputs. Grid: (programs,).
 
@@ -993,8 +994,10 @@ def losses_kernel(
     whether there is smoothing, a z loss, a gamma; LOOP, ROWS, BLOCK, FLAT, LANES). ROWS is 0 for losses of
     elements; FLAT: their output and target are contiguous. LANES: threads that share a long row of classes,
     of which each reads ROWS times BLOCK columns at once; else 0. Strings have tuples of their own, as Triton
-    3.6 takes none in a tuple of tuples.
+    3.6 takes none in a tuple of tuples. OVERLAP: ``losses_sum_kernel`` is launched before this one ends.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     for i in tl.static_range(len(HEADS)):
         rows, first, programs, tiles, counted, parts = _span(spans[i], 6)
         at = tl.program_id(0)
@@ -1140,12 +1143,16 @@ def losses_sum_kernel(
     REDUCTIONS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Losses (K,), their total, and the gradients of weights and log_vars, of what ``losses_kernel`` summed.
 
     Grid: (1,). Pointers of what nobody asks for are None. The spans, numbers and constants are those
-    of ``losses_kernel``.
+    of ``losses_kernel``. OVERLAP: it is launched while that runs, which saves the time of a launch, and waits
+    for its end here.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
     upstream = 1.0
     if grad_total is not None:
         upstream = tl.load(grad_total).to(tl.float32)

@@ -1,8 +1,9 @@
 """Multi-task losses in Triton kernels: which of them a call needs, in which tiles, with what memory.
 
-Losses and gradients: one launch for all heads and one that adds up their sums. Means over labels that may be
-missing have to know how many there are before the first gradient: up to ``COUNTED_HERE`` labels every program
-counts itself, and a launch of its own, before, counts more than that. No gradients, no such launch.
+Losses and gradients: one launch for all heads and one that adds up their sums, which on NVIDIA's GPUs from
+9.0 on begins before the first ends. Means over labels that may be missing have to know how many there are
+before the first gradient: up to ``COUNTED_HERE`` labels every program counts itself, and a launch of its own,
+before, counts more than that. No gradients, no such launch.
 
 Tiles depend on shapes only, and the number of programs also on the GPU: the same call on the same GPU gives
 the same bits. Nothing waits for the GPU, and memory comes from torch's allocator on the current stream, so
@@ -56,6 +57,9 @@ WARP_BYTES = 8192
 """Of a long row for each warp. With 32 warps on a multiprocessor, all there is room for, 256 KiB of rows are
 between their two readings on each, 34 MB on 132 of them: they are in the L2 cache the second time."""
 
+RESIDENT_WARPS = 32
+"""Of them on a multiprocessor at a time: of 64 registers a thread, the most it has room for."""
+
 COUNTED_HERE = 4096
 """Labels that every program counts itself: at most 32 KiB from the L2 cache, in four steps."""
 
@@ -64,6 +68,9 @@ SLOTS = 1024
 
 NARROW = 2**31 - 2**16
 """Units of a head below it are int32 in the kernels."""
+
+OVERLAPPED = True
+"""Whether sums are launched before what they sum has ended, where a GPU can do that."""
 
 _WAVES = 16
 """Programs of a head at most, for each multiprocessor."""
@@ -261,6 +268,7 @@ class _Call:
             "REDUCTIONS": tuple(plan.reduction for plan in plans),
             "HEADS": tuple(plan.code for plan in plans),
         }
+        overlap = OVERLAPPED and bool(programs) and sums and _cuda_arch() >= 90
         if programs:
             arguments = {
                 "outputs": _nested(_strided(h.output) for h in heads),
@@ -274,8 +282,9 @@ class _Call:
                 "ONES": total is not None,
                 "SLOTS": SLOTS,
                 "WIDE": any(h.units >= NARROW for h in heads),
+                "OVERLAP": overlap,
             }
-            if any(map(_is_long, heads)) and _is_nvidia():
+            if any(map(_is_long, heads)) and _cuda_arch():
                 arguments["maxnreg"] = 64  # 1024 threads on a multiprocessor, as WARP_BYTES has it
             _launch(kernels.losses_kernel, (programs,), warps, {**arguments, **tensors, **common})
         if sums:
@@ -287,7 +296,10 @@ class _Call:
                 "dlog_vars": self.dlog_vars,
                 "numbers": numbers,
                 "BLOCK": max(128, min(1024, _power_of_two(max(1, most)))),
+                "OVERLAP": overlap,
             }
+            if overlap:
+                arguments["launch_pdl"] = True
             _launch(kernels.losses_sum_kernel, (1,), 4, {**arguments, **common})
 
     def _count(self, plans: Sequence[_Plan], tensors: dict[str, Any]) -> Tensor | None:
@@ -312,8 +324,10 @@ def _warp_size() -> int:
     return int(driver.active.get_current_target().warp_size) if _COMPILED else 32
 
 
-def _is_nvidia() -> bool:
-    return _COMPILED and driver.active.get_current_target().backend == "cuda"
+def _cuda_arch() -> int:
+    """Such as 90, of NVIDIA's GPUs; else 0."""
+    target = driver.active.get_current_target() if _COMPILED else None
+    return int(target.arch) if target is not None and target.backend == "cuda" else 0
 
 
 def _is_long(head: Head) -> bool:
@@ -352,7 +366,7 @@ def _plan(head: Head, gradient: bool, busy: bool, warps: int) -> _Plan:
         if columns % block or head.output.stride(0) % block:
             # Rows that start between two vectors: as many bytes, one number after another for each thread.
             rows, block = rows * 4, 1
-        lanes, waves = min(LANES, _warp_size() * warps), max(1, 32 // warps)
+        lanes, waves = min(LANES, _warp_size() * warps), max(1, RESIDENT_WARPS // warps)
     all_tiles = -(-head.units // tile)
     tiles = max(1, -(-all_tiles // _programs(head.output.device, waves)))
     count, entries, parts, length = "known", head.units, 0, 1
