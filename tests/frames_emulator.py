@@ -17,7 +17,7 @@ from mmcore.ops.output_pool import empty_output
 from mmcore.ops.pixel_formats import PixelFormat
 from mmcore.ops.planes import ColorSpec, repeat_last
 
-AUTO, GATHER, STREAM, MATRIX = range(4)
+AUTO, GATHER, STREAM, MATRIX, INTEGER = range(5)
 _ROOT = Path(__file__).parents[1]
 
 

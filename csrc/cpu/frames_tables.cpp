@@ -5,32 +5,61 @@
 #include <cstring>
 
 #include "frames_plan.h"
+#include "frames_tables_block.h"
 #include "half.h"
 
 namespace mmcore {
 
+int live_outputs(const AxisTaps& rows) {
+  std::vector<int> change(static_cast<std::size_t>(rows.last()) + 1, 0);
+  for (std::size_t i = 0; i < rows.start.size(); ++i) {
+    const int end = rows.start[i] + static_cast<int>(rows.weight[i].size());
+    if (i > 0) {
+      const int end_before = rows.start[i - 1] + static_cast<int>(rows.weight[i - 1].size());
+      if (rows.start[i] < rows.start[i - 1] || end < end_before) return 0;
+    }
+    ++change[static_cast<std::size_t>(rows.start[i])];
+    --change[static_cast<std::size_t>(end)];
+  }
+  int live = 0, most = 0;
+  for (int d : change) most = std::max(most, live += d);
+  return most;
+}
+
+Windows windows(const AxisTaps& taps, int size, int align) {
+  Windows w;
+  const int n = static_cast<int>(taps.start.size());
+  for (int i0 = 0; i0 < n; i0 += size) {
+    int low = taps.size_in, high = 0;
+    for (int i = i0; i < std::min(i0 + size, n); ++i) {
+      low = std::min(low, taps.start[static_cast<std::size_t>(i)]);
+      high = std::max(high, taps.start[static_cast<std::size_t>(i)] +
+                                static_cast<int>(taps.weight[static_cast<std::size_t>(i)].size()));
+    }
+    low = low / align * align;
+    w.first.push_back(low);
+    w.chunk.push_back(w.chunk.back() + (high - low + 15) / 16);
+  }
+  return w;
+}
+
+double weight_at(const AxisTaps& taps, int output, int input) {
+  if (output >= static_cast<int>(taps.start.size())) return 0;
+  const auto& w = taps.weight[static_cast<std::size_t>(output)];
+  const int k = input - taps.start[static_cast<std::size_t>(output)];
+  return k < 0 || k >= static_cast<int>(w.size()) ? 0 : w[static_cast<std::size_t>(k)];
+}
+
+bool separate_planes(const FramesTables& t) {
+  if (t.offset[0] != 0 || t.step[0] != 1) return false;
+  for (int c = 1; t.family != static_cast<int>(ColorFamily::kGray) && c < 3; ++c) {
+    if (t.plane[c] == t.plane[0]) return false;
+    if (t.step[c] != (t.plane[1] == t.plane[2] ? 2 : 1) || t.offset[c] >= t.step[c]) return false;
+  }
+  return true;
+}
+
 namespace {
-
-// The block as it grows; every table begins at a multiple of 16 bytes.
-class Block {
- public:
-  Block() : bytes_((sizeof(FramesTables) + 15) / 16 * 16) {}
-  template <typename T>
-  std::int32_t put(const std::vector<T>& values) {
-    const std::size_t at = bytes_.size(), size = values.size() * sizeof(T);
-    bytes_.resize((at + size + 15) / 16 * 16);
-    if (size) std::memcpy(bytes_.data() + at, values.data(), size);
-    return static_cast<std::int32_t>(at);
-  }
-  std::vector<std::uint8_t> finish(FramesTables tables) {
-    tables.bytes = static_cast<std::int32_t>(bytes_.size());
-    std::memcpy(bytes_.data(), &tables, sizeof(tables));
-    return std::move(bytes_);
-  }
-
- private:
-  std::vector<std::uint8_t> bytes_;
-};
 
 std::int32_t longest(const AxisTaps& taps) {
   std::size_t most = 1;
@@ -46,7 +75,7 @@ std::vector<std::int32_t> counts(const AxisTaps& taps) {
 
 // Weights as `convert` makes them; [output][most], or [tap][output] where threads lie side by side along the axis.
 template <typename T, typename Convert>
-AxisTable axis_table(Block& block, const AxisTaps& taps, int origin, bool transposed, Convert convert) {
+AxisTable axis_table(TablesBlock& block, const AxisTaps& taps, int origin, bool transposed, Convert convert) {
   AxisTable table;
   table.most = longest(taps);
   const std::size_t n = taps.start.size(), most = static_cast<std::size_t>(table.most);
@@ -64,28 +93,11 @@ AxisTable axis_table(Block& block, const AxisTaps& taps, int origin, bool transp
   return table;
 }
 
-AxisTable float_axis(Block& block, const AxisTaps& taps, bool transposed) {
+AxisTable float_axis(TablesBlock& block, const AxisTaps& taps, bool transposed) {
   return axis_table<float>(block, taps, 0, transposed, [](double w) { return static_cast<float>(w); });
 }
 
-// Most outputs that one input row counts for; 0 where rows do not come in order.
-int live_outputs(const AxisTaps& rows) {
-  std::vector<int> change(static_cast<std::size_t>(rows.last()) + 1, 0);
-  for (std::size_t i = 0; i < rows.start.size(); ++i) {
-    const int end = rows.start[i] + static_cast<int>(rows.weight[i].size());
-    if (i > 0) {
-      const int end_before = rows.start[i - 1] + static_cast<int>(rows.weight[i - 1].size());
-      if (rows.start[i] < rows.start[i - 1] || end < end_before) return 0;
-    }
-    ++change[static_cast<std::size_t>(rows.start[i])];
-    --change[static_cast<std::size_t>(end)];
-  }
-  int live = 0, most = 0;
-  for (int d : change) most = std::max(most, live += d);
-  return most;
-}
-
-StreamTable stream_table(Block& block, const AxisTaps& rows, const AxisTaps& columns) {
+StreamTable stream_table(TablesBlock& block, const AxisTaps& rows, const AxisTaps& columns) {
   StreamTable t;
   const std::size_t inputs = static_cast<std::size_t>(rows.size_in), stride = FramesTables::kLiveStride;
   std::vector<float> weight((inputs + 1) * stride, 0.0f);  // one more: the row after the last is fetched too
@@ -180,18 +192,8 @@ bool stream_tiles(FramesTables& t, const ConvertAxes& axes, std::vector<StreamTi
   return false;
 }
 
-// Whether planes hold one component each, or two that take turns.
-bool separate_planes(const FramesTables& t) {
-  if (t.offset[0] != 0 || t.step[0] != 1) return false;
-  for (int c = 1; t.family != static_cast<int>(ColorFamily::kGray) && c < 3; ++c) {
-    if (t.plane[c] == t.plane[0]) return false;
-    if (t.step[c] != (t.plane[1] == t.plane[2] ? 2 : 1) || t.offset[c] >= t.step[c]) return false;
-  }
-  return true;
-}
-
-// ... whose rows are wanted densely and in order.
-void make_streaming(Block& block, FramesTables& t, const ConvertAxes& axes) {
+// Planes that hold one component each, or two that take turns, whose rows are wanted densely and in order.
+void make_streaming(TablesBlock& block, FramesTables& t, const ConvertAxes& axes) {
   if (!separate_planes(t)) return;
   int live[2] = {0, 0};
   for (int k = 0; k <= t.chroma_axis; ++k) {
@@ -243,39 +245,9 @@ int weight_exponent(const AxisTaps& taps) {
   return 15 - exponent;
 }
 
-// Windows of inputs that `size` outputs at a time read, from a multiple of `align`, in chunks of 16.
-struct Windows {
-  std::vector<std::int32_t> first, chunk{0};
-};
-
-Windows windows(const AxisTaps& taps, int size, int align) {
-  Windows w;
-  const int n = static_cast<int>(taps.start.size());
-  for (int i0 = 0; i0 < n; i0 += size) {
-    int low = taps.size_in, high = 0;
-    for (int i = i0; i < std::min(i0 + size, n); ++i) {
-      low = std::min(low, taps.start[static_cast<std::size_t>(i)]);
-      high = std::max(high, taps.start[static_cast<std::size_t>(i)] +
-                                static_cast<int>(taps.weight[static_cast<std::size_t>(i)].size()));
-    }
-    low = low / align * align;
-    w.first.push_back(low);
-    w.chunk.push_back(w.chunk.back() + (high - low + 15) / 16);
-  }
-  return w;
-}
-
-// The weight of an input for an output; 0 outside of either.
-double weight_at(const AxisTaps& taps, int output, int input) {
-  if (output >= static_cast<int>(taps.start.size())) return 0;
-  const auto& w = taps.weight[static_cast<std::size_t>(output)];
-  const int k = input - taps.start[static_cast<std::size_t>(output)];
-  return k < 0 || k >= static_cast<int>(w.size()) ? 0 : w[static_cast<std::size_t>(k)];
-}
-
 // Fragments as mma.m16n8k16 spreads them over the lanes of a warp: lane 4 g + q holds rows (columns) g and g + 8 of
 // the one factor and inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, two to a register.
-MatrixTable matrix_table(Block& block, const AxisTaps& rows, const AxisTaps& columns) {
+MatrixTable matrix_table(TablesBlock& block, const AxisTaps& rows, const AxisTaps& columns) {
   MatrixTable t;
   const int row_exponent = weight_exponent(rows), column_exponent = weight_exponent(columns);
   const auto register_of = [](std::uint16_t low, std::uint16_t high) {
@@ -333,7 +305,7 @@ int matrix_halves(const FramesTables& t, const MatrixTile& tile) {
 }
 
 // Planes that hold one component each, or two that take turns, of up to 10 bits.
-void make_matrix(Block& block, FramesTables& t, const ConvertAxes& axes, int bits) {
+void make_matrix(TablesBlock& block, FramesTables& t, const ConvertAxes& axes, int bits) {
   constexpr int kMostHalves = 36 << 10;  // 72 KB: three blocks on a multiprocessor with 227
   if (bits > 10 || !separate_planes(t)) return;
   Windows column_windows[2];
@@ -378,7 +350,7 @@ void make_matrix(Block& block, FramesTables& t, const ConvertAxes& axes, int bit
 }  // namespace
 
 std::vector<std::uint8_t> make_frames_tables(const FramesSpec& s) {
-  Block block;
+  TablesBlock block;
   FramesTables t;
   const FormatDesc& f = s.format;
   const bool resized = s.resize_h != s.height || s.resize_w != s.width;
@@ -445,7 +417,10 @@ std::vector<std::uint8_t> make_frames_tables(const FramesSpec& s) {
     t.rows[k] = float_axis(block, axes.axis[k][0], false);
     t.columns[k] = float_axis(block, axes.axis[k][1], true);
   }
-  if (!bytes) make_streaming(block, t, axes);
+  if (!bytes) {
+    make_streaming(block, t, axes);
+    make_integer_tables(block, t, axes, f.bits, yuv && f.log2_chroma_h);
+  }
   if (!t.bytes_table.resample) make_matrix(block, t, axes, f.bits);
   return block.finish(t);
 }

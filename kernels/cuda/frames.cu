@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -11,6 +12,7 @@
 #include <tuple>
 
 #include "frames_body.h"
+#include "frames_integer.h"
 #include "frames_matrix.h"
 
 namespace mmcore::cuda {
@@ -21,6 +23,18 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("frames_to_tensor: ") + what + ": " + cudaGetErrorString(error));
   }
+}
+
+// Of a launch that has just been made: what was asked for, where it was refused.
+void check_launch(const char* kernel, dim3 grid, dim3 block, std::size_t shared, std::size_t parameters) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return;
+  char text[256];
+  std::snprintf(text, sizeof(text),
+                "launch of %s, grid %u x %u x %u, block %u x %u x %u, %zu "
+                "bytes of shared memory, %zu of parameters",
+                kernel, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, parameters);
+  check(error, text);
 }
 
 constexpr int kGatherX = 32, kGatherY = 8;
@@ -118,6 +132,40 @@ __global__ void __launch_bounds__(kMatrixThreads, 2) matrix_kernel(const __grid_
   matrix_horizontal(b, halves, batch.out, threadIdx.x / 32, kMatrixThreads / 32);
 }
 
+// A block takes chunk after chunk of input rows of its tile and strip.
+template <int kFrames, typename T, int kOctets, int kSteps>
+__global__ void __launch_bounds__(64 * kOctets, kSteps == 4 && kOctets == 4 ? 3 : 2)
+    integer_kernel(const __grid_constant__ FrameBatch<kFrames> batch) {
+  constexpr int kPitch = integer_pitch(kOctets);
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  __shared__ alignas(16) std::uint8_t block_bytes[sizeof(IntegerBlock)];
+  IntegerBlock& b = *reinterpret_cast<IntegerBlock*>(block_bytes);
+  const int thread = threadIdx.x, threads = blockDim.x, warp = thread / 32, warps = threads / 32;
+  integer_fetch(b, frame_of_block(batch), thread, threads);
+  __syncthreads();
+  if (thread == 0) integer_place(b, batch.strip_rows, batch.stages, blockIdx.x);
+  __syncthreads();
+  integer_list_rows(b, thread, threads);
+  integer_clear(b, shared, thread, threads);
+  IntegerWarp<kSteps> w;
+  integer_begin<kSteps, kPitch>(b, w, warp);
+  __syncthreads();
+  int slot = 0, place = 1;  // of a chunk, and of its outputs; those that are loaded take the one before
+#pragma unroll 1
+  for (int chunk = -batch.stages; chunk < b.chunks; ++chunk) {
+    if (chunk >= 0) {
+      integer_wait(batch.stages);
+      __syncthreads();
+      integer_horizontal<T, kSteps, kPitch>(b, w, shared, chunk, slot, warp);
+      __syncthreads();
+    }
+    integer_load(b, shared, chunk + batch.stages, slot, place ? place - 1 : batch.stages, warp, warps);
+    if (chunk >= 0) integer_vertical<kOctets>(b, batch.out, shared, chunk, place, thread, threads);
+    if (++slot == batch.stages) slot = 0;
+    if (++place > batch.stages) place = 0;
+  }
+}
+
 constexpr int kFew = 32, kMany = 480;  // frames of a launch; kMany fills the 32 KB that parameters may take
 
 template <int kFrames>
@@ -154,8 +202,9 @@ void launch_gather(const std::vector<Frame>& frames, const OutputDesc& out, cuda
     const auto batch = make_batch<kFrames>(frames, first, count, out);
     const FramesTables& t = *frames[first].host;
     const dim3 grid(blocks(t.out_w, kGatherX), blocks(t.out_h, kGatherY), static_cast<unsigned>(count));
-    gather_kernel<kFrames><<<grid, dim3(kGatherX, kGatherY), 0, stream>>>(batch);
-    check(cudaGetLastError(), "launch");
+    const dim3 block(kGatherX, kGatherY);
+    gather_kernel<kFrames><<<grid, block, 0, stream>>>(batch);
+    check_launch("gather_kernel", grid, block, 0, sizeof(batch));
   });
 }
 
@@ -191,31 +240,69 @@ void launch_bytes(const std::vector<Frame>& frames, const OutputDesc& out, std::
     const FramesTables& t = *frames[first].host;
     const dim3 block(kGatherX, kGatherY);
     const unsigned z = static_cast<unsigned>(count);
-    bytes_kernel<kFew, 0>
-        <<<dim3(blocks(columns, kGatherX), blocks(rows, kGatherY), z), block, 0, stream>>>(batch, scratch, stride);
-    bytes_kernel<kFew, 1>
-        <<<dim3(blocks(t.out_w, kGatherX), blocks(rows, kGatherY), z), block, 0, stream>>>(batch, scratch, stride);
-    bytes_kernel<kFew, 2>
-        <<<dim3(blocks(t.out_w, kGatherX), blocks(t.out_h, kGatherY), z), block, 0, stream>>>(batch, scratch, stride);
-    check(cudaGetLastError(), "launch");
+    const dim3 grids[3] = {{blocks(columns, kGatherX), blocks(rows, kGatherY), z},
+                           {blocks(t.out_w, kGatherX), blocks(rows, kGatherY), z},
+                           {blocks(t.out_w, kGatherX), blocks(t.out_h, kGatherY), z}};
+    bytes_kernel<kFew, 0><<<grids[0], block, 0, stream>>>(batch, scratch, stride);
+    check_launch("bytes_kernel 0", grids[0], block, 0, sizeof(batch) + 16);
+    bytes_kernel<kFew, 1><<<grids[1], block, 0, stream>>>(batch, scratch, stride);
+    check_launch("bytes_kernel 1", grids[1], block, 0, sizeof(batch) + 16);
+    bytes_kernel<kFew, 2><<<grids[2], block, 0, stream>>>(batch, scratch, stride);
+    check_launch("bytes_kernel 2", grids[2], block, 0, sizeof(batch) + 16);
   });
 }
 
-// Blocks of a kernel that the device holds at once.
-int resident_blocks(const void* kernel, int threads, std::size_t shared) {
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "device");
+  return value;
+}
+
+// The device that is current, as far as a launch depends on it.
+struct Device {
+  int index = 0, multiprocessors = 1, capability = 0;
+  std::size_t block_shared = 0;  // most of a block
+};
+
+Device current_device() {
+  Device d;
+  check(cudaGetDevice(&d.index), "device");
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(d.index);
+  if (found != known.end()) return found->second;
+  d.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, d.index);
+  d.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, d.index) +
+                 attribute(cudaDevAttrComputeCapabilityMinor, d.index);
+  d.block_shared = static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, d.index));
+  return known[d.index] = d;
+}
+
+// Blocks of a kernel that the device holds at once. Allows the kernel so much shared memory; never less than before, as
+// launches with more count on what an earlier call allowed.
+int resident_blocks(const void* kernel, int threads, std::size_t shared, bool shared_first = false) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int, std::size_t>, int> known;
-  int device = 0;
-  check(cudaGetDevice(&device), "device");
+  static std::map<std::pair<int, const void*>, std::size_t> allowed;
+  const Device device = current_device();
   const std::lock_guard<std::mutex> lock(mutex);
-  int& result = known[{device, kernel, threads, shared}];
+  int& result = known[{device.index, kernel, threads, shared}];
   if (result == 0) {
-    int multiprocessors = 0, per_multiprocessor = 0;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-          "shared memory");
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
+    int per_multiprocessor = 0;
+    std::size_t& most = allowed[{device.index, kernel}];
+    if (shared > most) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+            "shared memory");
+      if (shared_first) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared),
+              "shared memory");
+      }
+      most = shared;
+    }
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared), "occupancy");
-    result = std::max(1, multiprocessors * per_multiprocessor);
+    result = std::max(1, device.multiprocessors * per_multiprocessor);
   }
   return result;
 }
@@ -259,8 +346,9 @@ void launch_stream_kernel(const std::vector<Frame>& frames, const OutputDesc& ou
       batch.frames[i].first_block = total;
       total += strips * frames[first + i].host->num_tiles;
     }
-    kernel<<<static_cast<unsigned>(total), static_cast<unsigned>(threads), shared, stream>>>(batch);
-    check(cudaGetLastError(), "launch");
+    const dim3 grid(static_cast<unsigned>(total)), block(static_cast<unsigned>(threads));
+    kernel<<<grid, block, shared, stream>>>(batch);
+    check_launch("stream_kernel", grid, block, shared, sizeof(batch));
   });
 }
 
@@ -278,9 +366,59 @@ void launch_matrix_kernel(const std::vector<Frame>& frames, const OutputDesc& ou
     const std::size_t shared = static_cast<std::size_t>(halves) * 2;
     const auto kernel = matrix_kernel<kFrames, T>;
     resident_blocks(reinterpret_cast<const void*>(kernel), kMatrixThreads, shared);  // allows so much shared memory
-    kernel<<<static_cast<unsigned>(total), kMatrixThreads, shared, stream>>>(batch);
-    check(cudaGetLastError(), "launch");
+    const dim3 grid(static_cast<unsigned>(total));
+    kernel<<<grid, kMatrixThreads, shared, stream>>>(batch);
+    check_launch("matrix_kernel", grid, kMatrixThreads, shared, sizeof(batch));
   });
+}
+
+// As many chunks ahead as cost no block's place on a multiprocessor: from 2 to kMostStages.
+int choose_stages(const void* kernel, int threads, int chunk_bytes, int quads, int ring_bytes) {
+  const int least = resident_blocks(kernel, threads, integer_shared_bytes(2, chunk_bytes, quads, ring_bytes), true);
+  for (int stages = IntegerBlock::kMostStages; stages > 2; --stages) {
+    const std::size_t shared = integer_shared_bytes(stages, chunk_bytes, quads, ring_bytes);
+    if (shared + sizeof(IntegerBlock) > current_device().block_shared) continue;
+    if (resident_blocks(kernel, threads, shared, true) == least) return stages;
+  }
+  return 2;
+}
+
+template <int kFrames, typename T, int kOctets, int kSteps>
+void launch_integer_kernel(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
+  in_batches(frames.size(), kFrames, [&](std::size_t first, std::size_t count) {
+    auto batch = make_batch<kFrames>(frames, first, count, out);
+    int threads = 32, chunk_bytes = 0, quads = 0, ring_bytes = 0, tiles = 0;
+    for (std::size_t i = first; i < first + count; ++i) {
+      const FramesTables& t = *frames[i].host;
+      threads = std::max(threads, 32 * t.integer_warps);
+      chunk_bytes = std::max(chunk_bytes, integer_chunk_bytes(t));
+      quads = std::max(quads, t.integer_most_quads);
+      ring_bytes = std::max(ring_bytes, integer_ring_bytes(t));
+      tiles += t.num_integer_tiles;
+    }
+    const auto kernel = integer_kernel<kFrames, T, kOctets, kSteps>;
+    const void* address = reinterpret_cast<const void*>(kernel);
+    batch.stages = choose_stages(address, threads, chunk_bytes, quads, ring_bytes);
+    const std::size_t shared = integer_shared_bytes(batch.stages, chunk_bytes, quads, ring_bytes);
+    const int out_h = frames[first].host->out_h;
+    batch.strip_rows = choose_strip_rows(out_h, tiles, resident_blocks(address, threads, shared, true));
+    const int strips = (out_h + batch.strip_rows - 1) / batch.strip_rows;
+    int total = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      batch.frames[i].first_block = total;
+      total += strips * frames[first + i].host->num_integer_tiles;
+    }
+    const dim3 grid(static_cast<unsigned>(total)), block(static_cast<unsigned>(threads));
+    kernel<<<grid, block, shared, stream>>>(batch);
+    check_launch("integer_kernel", grid, block, shared, sizeof(batch));
+  });
+}
+
+template <typename T, int kOctets, int kSteps>
+void launch_integer(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
+  if (frames.empty()) return;
+  frames.size() <= kFew ? launch_integer_kernel<kFew, T, kOctets, kSteps>(frames, out, stream)
+                        : launch_integer_kernel<kMany, T, kOctets, kSteps>(frames, out, stream);
 }
 
 template <typename T>
@@ -310,9 +448,10 @@ std::size_t scratch_bytes(const std::vector<Frame>& frames) {
 void frames_to_tensor(const std::vector<Frame>& frames, const OutputDesc& out, void* scratch, std::uintptr_t stream,
                       Method method) {
   const auto on = reinterpret_cast<cudaStream_t>(stream);
-  std::vector<Frame> gathered, bytes, streamed[2][2], multiplied[2];
+  const bool byte_products = current_device().capability >= 80;
+  std::vector<Frame> gathered, bytes, streamed[2][2], multiplied[2], integer[2][2];
   for (const Frame& f : frames) {
-    switch (method_of(*f.host, method)) {
+    switch (method_of(*f.host, method, byte_products)) {
       case Method::kGather:
         gathered.push_back(f);
         break;
@@ -321,6 +460,9 @@ void frames_to_tensor(const std::vector<Frame>& frames, const OutputDesc& out, v
         break;
       case Method::kMatrix:
         multiplied[f.host->sample_bytes - 1].push_back(f);
+        break;
+      case Method::kInteger:
+        integer[f.host->sample_bytes - 1][f.host->integer_steps == 8].push_back(f);
         break;
       default:
         bytes.push_back(f);
@@ -332,6 +474,10 @@ void frames_to_tensor(const std::vector<Frame>& frames, const OutputDesc& out, v
   if (!bytes.empty()) launch_bytes(bytes, out, static_cast<std::uint8_t*>(scratch), on);
   launch_matrix<std::uint8_t>(multiplied[0], out, on);
   launch_matrix<std::uint16_t>(multiplied[1], out, on);
+  launch_integer<std::uint8_t, 7, 4>(integer[0][0], out, on);
+  launch_integer<std::uint8_t, 4, 8>(integer[0][1], out, on);
+  launch_integer<std::uint16_t, 4, 4>(integer[1][0], out, on);
+  launch_integer<std::uint16_t, 4, 8>(integer[1][1], out, on);
   launch_stream<std::uint8_t, 16, 2, 3>(streamed[0][0], out, on);
   launch_stream<std::uint8_t, 8, 5, 7>(streamed[0][1], out, on);
   launch_stream<std::uint16_t, 8, 2, 3>(streamed[1][0], out, on);

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "frames.h"
 
@@ -55,6 +56,7 @@ struct FrameBatch {
   OutputDesc out;
   std::int32_t count = 0;
   std::int32_t strip_rows = 0;
+  std::int32_t stages = 0;
   FrameDesc frames[kFrames];
 };
 
@@ -134,15 +136,20 @@ struct Levels {
 };
 
 MMCORE_DEVICE Levels levels_of(const FramesTables& t) {
-  Levels a;
+  const float* from = &t.m[0][0];  // and on through b, lo and hi
+  const float4* quads = reinterpret_cast<const float4*>(from);
+  const float4 v0 = load(quads), v1 = load(quads + 1), v2 = load(quads + 2), v3 = load(quads + 3);
+  Levels a{{{v0.x, v0.y, v0.z}, {v0.w, v1.x, v1.y}, {v1.z, v1.w, v2.x}},
+           {v2.y, v2.z, v2.w},
+           {v3.x, v3.y, v3.z},
+           {v3.w, load(&t.hi[1]), load(&t.hi[2])},
+           load(&t.round_bytes) != 0};
+  if (a.round_bytes) {
 #pragma unroll
-  for (int c = 0; c < 3; ++c) {
-#pragma unroll
-    for (int j = 0; j < 3; ++j) a.m[c][j] = load(&t.m[c][j]);
-    a.b[c] = load(&t.b[c]);
-    a.round_bytes = load(&t.round_bytes) != 0;
-    a.lo[c] = a.round_bytes ? 0.0f : load(&t.lo[c]);
-    a.hi[c] = a.round_bytes ? 255.0f : load(&t.hi[c]);
+    for (int c = 0; c < 3; ++c) {
+      a.lo[c] = 0.0f;
+      a.hi[c] = 255.0f;
+    }
   }
   return a;
 }

@@ -8,32 +8,11 @@
 //   horizontal  out (16 x 8 columns) = V (16 x 16 columns) * weights (16 x 8), V being hi + lo from shared memory: three
 //               products (lo * lo is below the last bit). A warp does an octet of columns, all components, converts
 //               and stores.
-//
-// Written over the lanes of a warp, so that the tests can run it on the CPU: on the device a Lanes<T> is a register
-// and MMCORE_EACH_LANE a block that runs once; elsewhere they are 32 values and a loop.
 #pragma once
 
-#include "frames_body.h"
+#include "frames_warp.h"
 
 namespace mmcore::cuda {
-
-#if defined(__CUDACC__)
-constexpr int kLanes = 1;
-#define MMCORE_EACH_LANE(lane) for (int lane = threadIdx.x % 32, once_##lane = 0; once_##lane < 1; ++once_##lane)
-#else
-constexpr int kLanes = 32;
-#define MMCORE_EACH_LANE(lane) for (int lane = 0; lane < 32; ++lane)
-struct uint4 {
-  std::uint32_t x, y, z, w;
-};
-#endif
-
-template <typename T>
-struct Lanes {
-  T value[kLanes];
-  MMCORE_DEVICE T& operator[](int lane) { return value[kLanes == 1 ? 0 : lane]; }
-  MMCORE_DEVICE const T& operator[](int lane) const { return value[kLanes == 1 ? 0 : lane]; }
-};
 
 struct Sums {
   float v[4];
@@ -88,30 +67,6 @@ MMCORE_DEVICE void multiply_add(Lanes<Sums>& c, const Lanes<uint4>& a, const Lan
 #endif
 }
 
-// The 16 x 16 tile of 16-bit floats at `from`, rows `pitch` apart, as the left factor of multiply_add.
-MMCORE_DEVICE void load_fragment(Lanes<uint4>& a, const std::uint16_t* from, int pitch) {
-#if defined(__CUDACC__)
-  const int lane = threadIdx.x % 32;
-  const std::uint16_t* row = from + (lane % 8 + lane / 8 % 2 * 8) * pitch + lane / 16 * 8;
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  uint4& r = a.value[0];
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-               : "r"(address)
-               : "memory");
-#else
-  for (int lane = 0; lane < 32; ++lane) {
-    const int g = lane / 4, q = lane % 4;
-    std::uint32_t r[4];
-    for (int i = 0; i < 4; ++i) {
-      const std::uint16_t* p = from + (g + 8 * (i % 2)) * pitch + 2 * q + 8 * (i / 2);
-      r[i] = static_cast<std::uint32_t>(p[0]) | static_cast<std::uint32_t>(p[1]) << 16;
-    }
-    a[lane] = {r[0], r[1], r[2], r[3]};
-  }
-#endif
-}
-
 // Two floats as the nearest 16-bit floats and what is left of them, as 16-bit floats too.
 MMCORE_DEVICE void split(float a, float b, std::uint32_t& hi, std::uint32_t& lo) {
 #if defined(__CUDACC__)
@@ -125,17 +80,6 @@ MMCORE_DEVICE void split(float a, float b, std::uint32_t& hi, std::uint32_t& lo)
   hi = static_cast<std::uint32_t>(h[0]) | static_cast<std::uint32_t>(h[1]) << 16;
   lo = static_cast<std::uint32_t>(float_to_half(a - half_to_float(h[0]))) |
        static_cast<std::uint32_t>(float_to_half(b - half_to_float(h[1]))) << 16;
-#endif
-}
-
-MMCORE_DEVICE std::uint32_t permute(std::uint32_t a, std::uint32_t b, unsigned selector) {
-#if defined(__CUDACC__)
-  return __byte_perm(a, b, selector);
-#else
-  const std::uint64_t both = static_cast<std::uint64_t>(b) << 32 | a;
-  std::uint32_t r = 0;
-  for (int i = 0; i < 4; ++i) r |= static_cast<std::uint32_t>(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return r;
 #endif
 }
 
@@ -167,17 +111,6 @@ MMCORE_DEVICE void load_some_samples(const std::uint8_t* from, int valid, std::u
     }
     words[w] = word;
   }
-}
-
-MMCORE_DEVICE bool all_lanes(const Lanes<bool>& condition) {
-#if defined(__CUDACC__)
-  return __all_sync(0xffffffffu, condition.value[0]);
-#else
-  for (bool c : condition.value) {
-    if (!c) return false;
-  }
-  return true;
-#endif
 }
 
 // 16 bytes to shared memory at once.
@@ -396,8 +329,8 @@ MMCORE_DEVICE void matrix_octet(const MatrixBlock& b, const std::uint16_t* share
   for (int c = 0; c < chunks; ++c) {
     Lanes<uint4> hi, lo;
     Lanes<std::uint32_t> w[4];
-    load_fragment(hi, from + 16 * c, pitch);
-    load_fragment(lo, from + 16 * c + kMatrixRows * pitch, pitch);
+    load_fragment(hi, from + 16 * c, 2 * pitch);
+    load_fragment(lo, from + 16 * c + kMatrixRows * pitch, 2 * pitch);
     MMCORE_EACH_LANE(lane) {
       const uint4 v = load(weights + c * 32 + lane);
       w[0][lane] = v.x;

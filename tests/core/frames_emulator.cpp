@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "frames_body.h"
+#include "frames_integer.h"
 #include "frames_matrix.h"
 
 // Threads of a block at least: on a device the frame that needs most of a launch says how many.
@@ -72,6 +73,46 @@ void matrix(const FrameDesc& f, const OutputDesc& out) {
   }
 }
 
+template <typename T, int kOctets, int kSteps>
+void integer(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
+  constexpr int kPitch = integer_pitch(kOctets);
+  const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
+  if (strip_rows < t.out_h && strip_rows % kStripAlign) throw std::exception();
+  const int warps = std::max(t.integer_warps, frames_emulator_threads / 32),
+            blocks = (t.out_h + strip_rows - 1) / strip_rows * t.num_integer_tiles;
+  const int chunk_bytes = integer_chunk_bytes(t), ring_bytes = integer_ring_bytes(t), quads = t.integer_most_quads;
+  for (int block = 0; block < blocks; ++block) {
+    const int stages = 2 + block % (IntegerBlock::kMostStages - 1);
+    const std::size_t size = integer_shared_bytes(stages, chunk_bytes, quads, ring_bytes);
+    // as on the device: whatever was there before, here NaN; and nothing beyond is written
+    std::vector<std::uint8_t> shared(size + 32, 0xff);
+    std::uint8_t* memory = shared.data() + (16 - reinterpret_cast<std::uintptr_t>(shared.data()) % 16) % 16;
+    IntegerBlock b;
+    for (int i = 0; i < 32 * warps; ++i) integer_fetch(b, f, i, 32 * warps);
+    integer_place(b, strip_rows, stages, block);
+    for (int i = 0; i < 32 * warps; ++i) integer_list_rows(b, i, 32 * warps);
+    std::vector<IntegerWarp<kSteps>> warp(static_cast<std::size_t>(warps));
+    for (int i = 0; i < 32 * warps; ++i) integer_clear(b, memory, i, 32 * warps);
+    for (int w = 0; w < warps; ++w) integer_begin<kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], w);
+    int y = b.y0;
+    for (int chunk = -stages; chunk < b.chunks; ++chunk) {
+      const int slot = (chunk + stages) % stages;
+      const int next = (chunk + stages) % (stages + 1), place = (chunk + stages + 1) % (stages + 1);
+      for (int w = 0; chunk >= 0 && w < warps; ++w) {
+        integer_horizontal<T, kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], memory, chunk, slot, w);
+      }
+      for (int w = 0; w < warps; ++w) integer_load(b, memory, chunk + stages, slot, next, w, warps);
+      if (chunk < 0) continue;
+      if (b.finished[place][0] != y) throw std::exception();
+      y = b.finished[place][1];
+      for (int i = 0; i < 32 * warps; ++i) {
+        integer_vertical<kOctets>(b, out, memory, chunk, place, i, 32 * warps);
+      }
+    }
+    if (y != b.y1 || memory[size] != 0xff) throw std::exception();
+  }
+}
+
 // The method that was used; 0: that of the resize on bytes.
 int frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows) {
   const FramesTables& t = *reinterpret_cast<const FramesTables*>(f.tables);
@@ -96,6 +137,16 @@ int frame(const FrameDesc& f, const OutputDesc& out, int method, int strip_rows)
   if (used == Method::kMatrix) {
     t.sample_bytes == 1 ? matrix<std::uint8_t>(f, out) : matrix<std::uint16_t>(f, out);
     return 3;
+  }
+  if (used == Method::kInteger) {
+    if (t.sample_bytes == 2) {
+      t.integer_steps == 4 ? integer<std::uint16_t, 4, 4>(f, out, strip_rows)
+                           : integer<std::uint16_t, 4, 8>(f, out, strip_rows);
+    } else {
+      t.integer_octets == 7 ? integer<std::uint8_t, 7, 4>(f, out, strip_rows)
+                            : integer<std::uint8_t, 4, 8>(f, out, strip_rows);
+    }
+    return 4;
   }
   if (used == Method::kGather) {
     for (int y = 0; y < t.out_h; ++y) {

@@ -119,7 +119,8 @@ def convert_groups(groups: Sequence[FrameGroup], out: Tensor, method: int = 0) -
     """Convert groups of frames on a device into ``out`` there, frames of one way of converting in one launch.
 
     The first call for a kind of frame copies its tables to the device; later ones only launch, so that they
-    can be captured in a CUDA graph. ``method``: 0 as measured best, 1 gathering, 2 streaming, 3 products.
+    can be captured in a CUDA graph. ``method``: 0 as measured best, 1 gathering, 2 streaming, 3 products,
+    4 products of whole numbers (not measured on a GPU yet).
     """
     device = groups[0].memory.device
     index = device.index
