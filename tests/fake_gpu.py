@@ -73,6 +73,7 @@ class FakeGpu:
         self.memory: list[weakref.ref[Any]] = []
         self.kept: dict[int, FakeStream] = {}  # by address, who uses memory of another stream
         self.fail_at = -1  # number of the launch that fails
+        self.method = frames_emulator.AUTO  # the kernel, where it can
         self._arenas: list[np.ndarray] = []
         self._random = random.Random(7)
         self._lock = threading.RLock()
@@ -180,7 +181,7 @@ class FakeGpu:
 
     def convert_staged(self, frames: Sequence[tuple[Any, Any, int]], output: Any) -> None:
         for (address, _), planes, slot in frames:
-            frames_emulator.convert_frame(self.emulator, address, planes, output, slot)
+            frames_emulator.convert_frame(self.emulator, address, planes, output, slot, self.method)
 
 
 class FakeQueue:

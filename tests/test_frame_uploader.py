@@ -23,6 +23,11 @@ from mmcore.ops import device_target, frame_batch_builder, frame_uploader
 from mmcore.ops.pixel_formats import PIXEL_FORMATS
 from mmcore.ops.planes import ColorSpec
 
+METHODS = [
+    getattr(frames_emulator, name)
+    for name in ("AUTO", "GATHER", "STREAM", "MATRIX", "INTEGER")
+    if hasattr(frames_emulator, name)
+]
 SMALL = mmcore.FrameTransform(resize=(13, 20), crop=(11, 12))
 
 
@@ -57,7 +62,10 @@ def numbered(count: int, height: int = 24, width: int = 32, name: str = "yuv420p
 
 
 def emulated(
-    frames: Sequence[av.VideoFrame], transform: mmcore.FrameTransform, emulator: ctypes.CDLL
+    frames: Sequence[av.VideoFrame],
+    transform: mmcore.FrameTransform,
+    emulator: ctypes.CDLL,
+    method: int = frames_emulator.AUTO,
 ) -> torch.Tensor:
     """What the kernels make of whole frames, one by one; the layout is NCHW or NHWC."""
     results = []
@@ -66,7 +74,7 @@ def emulated(
         planes = frame_batch_builder._frame_planes(frame, fmt)
         color = frame_batch_builder.color_spec(frame, transform)
         size = frame.height, frame.width
-        results.append(frames_emulator.convert(emulator, planes, fmt, *size, color, transform)[0])
+        results.append(frames_emulator.convert(emulator, planes, fmt, *size, color, transform, method)[0])
     return torch.cat(results)
 
 
@@ -115,7 +123,10 @@ def test_only_what_a_crop_needs_is_uploaded(
 ) -> None:
     for transform in (case.transform, case.transform.replace(accuracy="rgb8", dtype=torch.uint8)):
         frames = frames_of(case, lines)
-        assert torch.equal(to_gpu(frames, transform, lazy), emulated(frames, transform, emulator))
+        for method in METHODS:
+            lazy.method = method
+            expected = emulated(frames, transform, emulator, method)
+            assert torch.equal(to_gpu(frames, transform, lazy), expected)
     kind = frame_uploader.frame_kind(
         PIXEL_FORMATS[case.format], case.height, case.width, ColorSpec("601", False, "left"), case.transform
     )
@@ -507,3 +518,31 @@ def test_auto_gives_the_same_either_way(gpu: FakeGpu, monkeypatch: pytest.Monkey
         gpu.drain()
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     assert len([entry for entry in gpu.log if entry[0] == "convert"]) == 1
+
+
+# --- the same on a GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", [*FRAME_CASES, *CROPPED], ids=lambda case: case.id)
+def test_a_device_gives_the_oracle_numbers(case: Case) -> None:
+    matrix, full_range, location = case.color
+    transform = case.transform.replace(matrix=matrix, full_range=full_range, chroma=location)
+    result = mmcore.frames_to_tensor(frames_of(case), transform, device="cuda", convert_on="cuda")
+    assert result.is_cuda
+    assert_frames_right(case, result.cpu())
+
+
+@needs_gpu
+def test_a_device_takes_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_groups(monkeypatch, 3)
+    monkeypatch.setattr(frame_uploader, "_STAGED_BYTES", 5 * frame_uploader.GROUP_BYTES)
+    frames = numbered(200)
+    expected = mmcore.frames_to_tensor(frames, SMALL)
+    torch.cuda._sleep(100_000_000)
+    for place in ("cuda", "cpu"):
+        for _ in range(3):
+            result = mmcore.frames_to_tensor(frames, SMALL, device="cuda", convert_on=place)
+            torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-5)

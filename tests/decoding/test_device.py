@@ -338,10 +338,11 @@ def test_a_device_keeps_the_order_of_the_caller_s_stream(place: str, clip: Path)
     decoder = VideoDecoder(clip, transform=SMALL, device="cuda", convert_on=place, num_threads=2)
     out, side = torch.empty(40, 3, 48, 64, device="cuda"), torch.cuda.Stream()
     decoder.get_frames_in_range(0, 40, out=out)  # tables, memory
-    for _ in range(5):
+    torch.cuda.synchronize()
+    for _ in range(2):
         with torch.cuda.stream(side):
             out.fill_(-1)
-            torch.cuda._sleep(200_000_000)
+            torch.cuda._sleep(4_000_000_000)  # cycles: seconds, of which decoding takes hundredths
             before = torch.cuda.Event()
             before.record()
             decoder.get_frames_in_range(0, 40, out=out)
