@@ -369,6 +369,19 @@ def test_losses_are_a_tuple_where_one_is_not_reduced(backend: str) -> None:
     assert torch.equal(total, losses[0])  # the other is not in it
 
 
+def test_weights_as_numbers_are_made_once() -> None:
+    with torch.inference_mode():
+        losses_op._as_weights([0.25, 4], torch.ones(2))
+    made = losses_op._as_weights((0.25, 4.0), torch.ones(2))
+    assert losses_op._as_weights([0.25, 4], torch.ones(2)) is made
+    assert torch.equal(made, torch.tensor([0.25, 4.0]))
+    assert not made.is_inference()
+    with FakeTensorMode() as mode:
+        fake = losses_op._as_weights([0.5, 0.125], mode.from_tensor(torch.ones(2)))
+    assert isinstance(fake, FakeTensor)
+    assert not isinstance(losses_op._as_weights([0.5, 0.125], torch.ones(2)), FakeTensor)
+
+
 @pytest.mark.parametrize("backend", WAYS)
 def test_weights_may_be_numbers(backend: str) -> None:
     with way(backend):

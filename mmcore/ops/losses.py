@@ -9,6 +9,7 @@ of 1 on the total; the backward then hands them over. Any other upstream gradien
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -317,11 +318,21 @@ def _by_name(what: str, value: Any, names: tuple[str, ...], missing: bool = Fals
 def _as_weights(weights: Any, first: Any) -> Tensor:
     if isinstance(weights, (str, Mapping)) or not isinstance(weights, Sequence):
         raise TypeError(f"weights: expected a tensor or a sequence of numbers, got {_describe(weights)}")
-    device = first.device if isinstance(first, Tensor) else None
+    device = first.device if isinstance(first, Tensor) else torch.device("cpu")
     try:
-        return torch.tensor([float(w) for w in weights], dtype=torch.float32, device=device)
+        values = tuple(float(w) for w in weights)
     except (TypeError, ValueError):
         raise TypeError(f"weights: expected numbers, got {weights!r}") from None
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return torch.tensor(values, dtype=torch.float32, device=device)  # not to be kept: it may be a fake
+    return _constant(values, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, copied there once: a copy waits for the GPU, and no graph can capture it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _describe(value: object) -> str:
