@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-import mmcore
-from bench.gpu.measure import Bench, assert_near
+from bench.gpu.measure import Bench
 
 __all__ = ["run"]
 
@@ -75,6 +74,7 @@ def _as_in_the_tests() -> None:
 
 
 def _checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    import triton_contrastive_harness as contrastive
     import triton_harness as fusion
     import triton_losses_harness as losses
     from fusion_cases import FusionCase
@@ -126,26 +126,11 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "losses, in place", lambda: losses.check_overwriting(device)
     yield "losses, scaling", lambda: losses.check_scaling(device)
     yield "losses, a class out of range", lambda: losses.check_class_out_of_range(device)
-    for kind in ("clip", "siglip"):
-        for dtype in (torch.float32, torch.bfloat16):
-            yield f"contrastive {kind} {dtype}", _contrastive(kind, dtype, device)
-
-
-def _contrastive(kind: str, dtype: torch.dtype, device: str) -> Callable[[], None]:
-    """It has no kernels of its own on a GPU: plain torch serves it."""
-
-    def check() -> None:
-        size = (5, 7) if device == "cpu" else (2050, 257)  # several tiles
-        made = [torch.nn.functional.normalize(torch.randn(size), dim=1).to(device, dtype) for _ in range(2)]
-        found = []
-        with mmcore.backend("reference"):
-            for of in (dtype, torch.float64):
-                a, b = (x.to(of).requires_grad_() for x in made)
-                scale = torch.tensor(10.0, device=device, dtype=torch.promote_types(of, torch.float32))
-                scale.requires_grad_()
-                bias = -10.0 if kind == "siglip" else None
-                loss = mmcore.contrastive_loss(a, b, scale, kind=kind, bias=bias)
-                found.append([loss, *torch.autograd.grad(loss, (a, b, scale))])
-        assert_near(found[0], found[1], 1e-4 if dtype == torch.float32 else 1e-2)
-
-    return check
+    for pairs, options in contrastive.checks():
+        # Sizes are part of the name, where parts of the kernels are made smaller.
+        label = " ".join(f"{key}={value}" for key, value in options.items())
+        yield (
+            f"contrastive {pairs.id} {label}".strip(),
+            lambda p=pairs, o=options: contrastive.check(p, device, **o),
+        )
+    yield "contrastive, NaN and infinity", lambda: contrastive.check_nan_and_infinity(device)
