@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import mmcore
 from mmcore.backends import replay
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
-from test_fusion_triton import _run  # noqa: E402
+from test_fusion_triton import _run, needs_gpu  # noqa: E402
 
 from mmcore.kernels import _launch  # noqa: E402
 
@@ -42,6 +43,54 @@ def test_replayed_calls_launch_what_triton_would() -> None:
     count, replayed = _harness()
     assert count > 1000
     assert replayed > count // 2
+
+
+def _steps(device: str) -> Iterator[Callable[[], list[Tensor]]]:
+    """Steps of both ops, each with new tensors of the same shapes."""
+    tasks = [mmcore.Task.cross_entropy(), mmcore.Task.bce_with_logits(), mmcore.Task.mse()]
+
+    def losses() -> list[Tensor]:
+        outputs = [torch.randn(64, n, device=device, requires_grad=True) for n in (400, 20, 4)]
+        targets = [torch.randint(0, 400, (64,), device=device)]
+        targets += [torch.rand(64, n, device=device) for n in (20, 4)]
+        log_vars = torch.randn(3, device=device, requires_grad=True)
+        total, _ = mmcore.multi_task_loss(outputs, targets, tasks, weights=[1, 2, 0.5], log_vars=log_vars)
+        return [total.detach(), *torch.autograd.grad(total * 3, [*outputs, log_vars])]
+
+    def fusion(**how: Any) -> list[Tensor]:
+        features = [torch.randn(8, t, 96, device=device, requires_grad=True) for t in (12, 12, 30)]
+        weights = torch.randn(8, 12, 3, device=device, requires_grad=True)
+        how["align"] = [None, None, "linear"]
+        out = mmcore.weighted_fusion(features, weights, mode="softmax", **how)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), [*features, weights])]
+
+    yield losses
+    yield fusion
+    yield lambda: fusion(norm="layer_norm", norm_weight=torch.rand(3, 96, device=device))
+
+
+@needs_gpu
+def test_replayed_calls_give_the_same_bits_on_the_gpu() -> None:
+    replay.clear()
+    for step in _steps("cuda"):
+        wanted = []
+        with replay.disabled():
+            for seed in range(5):
+                torch.manual_seed(seed)
+                wanted.append(step())
+        for seed, results in enumerate(wanted):
+            torch.manual_seed(seed)
+            for a, b in zip(step(), results, strict=True):
+                assert torch.equal(a, b), f"call {seed}"
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.manual_seed(0)
+            found = step()
+        torch.cuda.current_stream().wait_stream(side)
+        for a, b in zip(found, wanted[0], strict=True):
+            assert torch.equal(a, b), "on another stream"
+    assert sum(isinstance(plan, replay._Plan) for plan in replay._plans.values()) >= 6
 
 
 @needs_compiler
