@@ -126,7 +126,13 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "losses, in place", lambda: losses.check_overwriting(device)
     yield "losses, scaling", lambda: losses.check_scaling(device)
     yield "losses, a class out of range", lambda: losses.check_class_out_of_range(device)
-    for pairs, options in contrastive.checks():
+    batch, width = (33, 9) if small else (2050, 257)
+    large_pairs = [
+        (contrastive.Case(kind, batch, width, dtype=dtype), {})
+        for kind in contrastive.KINDS
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for pairs, options in [*large_pairs, *contrastive.checks()]:
         # Sizes are part of the name, where parts of the kernels are made smaller.
         label = " ".join(f"{key}={value}" for key, value in options.items())
         yield (
