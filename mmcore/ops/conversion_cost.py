@@ -16,13 +16,13 @@ from mmcore.ops.frame_transform import FrameTransform
 
 __all__ = ["Conversion", "is_better_on_cpu"]
 
-# One thread of a Xeon with AVX-512, 1080p and 4K: seconds per byte read of the planes, and per value written.
-_CPU_BYTE, _CPU_BYTE_BICUBIC, _CPU_BYTE_RGB8 = 0.14e-9, 0.25e-9, 0.75e-9
+# One thread of a Xeon with AVX-512, frames as the decoder leaves them in its caches: seconds per byte read of
+# the planes, and per value written.
+_CPU_BYTE, _CPU_BYTE_BICUBIC, _CPU_BYTE_RGB8 = 0.1e-9, 0.2e-9, 0.7e-9
 _CPU_VALUE, _CPU_VALUE_RESIZED = 0.12e-9, 0.4e-9
-_COPY_BYTE = 0.1e-9
+_COPY_BYTE = 0.05e-9
 _TABLES_BYTE = 0.5e-9  # making the tables of a kind of frames, per byte of a frame
-# Decoding, per pixel: H.264 that is fast to decode.
-_DECODE_PIXEL = 1e-9
+_DECODE_PIXEL = 2e-9  # of H.264
 # An H200 on PCIe 5 x16 (bench/results/gpu-2026-11-26-h200.json): pinned memory to device; 1080p and 4K
 # frames.
 _BUS_BYTE = 1 / 55e9
