@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ _SUMMARY = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
 }
-_EVERY = {"frames": 29, "fusion": 17, "losses": 17}
+_EVERY = {"frames": 29, "fusion": 17, "losses": 17, "contrastive": 9}
 _TO_END = 25.0  # seconds kept back: the tool writes its summary after the program
 
 
@@ -130,7 +131,7 @@ def _cases(device: torch.device, every: int) -> Iterator[tuple[str, Callable[[],
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
     kinds = [_frames(device, every or _EVERY["frames"])]
     if device.type != "cpu":  # a dry run has them in the section "correctness"
-        kinds += [_triton("triton_harness", "fusion"), _triton("triton_losses_harness", "losses")]
+        kinds += [_triton("triton_harness", "fusion"), _triton("triton_losses_harness", "losses"), _pairs()]
     yield from (case for case in chain.from_iterable(zip_longest(*kinds)) if case is not None)
 
 
@@ -170,6 +171,16 @@ def _triton(module: str, name: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
     for case in harness.KERNEL_CASES[:: _EVERY[name]]:
         yield f"{name} {case.id}", of(case)
+
+
+def _pairs() -> Iterator[tuple[str, Callable[[], None]]]:
+    import triton_contrastive_harness as harness
+
+    def of(case: Any, how: dict[str, Any]) -> Callable[[], None]:
+        return lambda: harness.check(case, "cuda", **how)
+
+    for case, how in harness.checks()[:: _EVERY["contrastive"]]:
+        yield f"contrastive {case.id}", of(case, how)
 
 
 if __name__ == "__main__":
