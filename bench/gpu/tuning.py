@@ -8,7 +8,7 @@ first.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -65,6 +65,8 @@ def run(bench: Bench) -> None:
             _keep(bench, title, runs, call, bench.graphed)
     with bench.attempt("cross entropy"):
         _cross_entropy(bench)
+    with bench.attempt("4 heads"):
+        _small_heads(bench)
 
 
 def _variants() -> Iterator[tuple[FusionCase, bool, Config]]:
@@ -145,28 +147,57 @@ def _cross_entropy(bench: Bench) -> None:
     logits = torch.randn(rows, columns, device=bench.device).to(torch.bfloat16)
     target = torch.randint(0, columns, (rows,), device=bench.device)
     tasks = [Task.cross_entropy()]
-    kept = losses.MAX_BLOCK, losses._warps, losses._WAVES
+    # Warps that share a row, parts of it on their way for each thread, rows on a multiprocessor at a time.
+    names = ("WARP_BYTES", "VECTORS", "RESIDENT_WARPS")
+    kept = [getattr(losses, name) for name in names]
 
     def call() -> Any:
         return multi_task_value_and_grad([logits], [target], tasks)
 
-    def of(block: int, warps: int, waves: int) -> Callable[[], Any]:
+    def choose(values: Sequence[int]) -> None:
+        for name, value in zip(names, values, strict=True):
+            setattr(losses, name, value)
+
+    def of(*values: int) -> Callable[[], Any]:
         def run() -> Any:
-            losses.MAX_BLOCK, losses._warps, losses._WAVES = block, lambda longest: warps, waves
+            choose(values)
             try:
                 with replay.disabled():
                     return call()
             finally:
-                losses.MAX_BLOCK, losses._warps, losses._WAVES = kept
+                choose(kept)
 
         return run
 
-    configs = [
-        (block, warps, waves)
-        for block, warps, waves in itertools.product(
-            (2048, 4096, 8192, 16384, 32768), (4, 8, 16, 32), (4, 16, 64)
-        )
-        if 8 <= block // (32 * warps) <= 64
-    ][:: 20 if bench.dry else 1]
-    runs = {c: of(*c) for c in configs}
-    _keep(bench, "CE 8192x128256 bf16 (block, warps, waves)", runs, call, lambda run: run)
+    configs = [*itertools.product((8192, 16384, 32768), (2, 3, 4, 6), (16, 32))][:: 10 if bench.dry else 1]
+    runs: dict[Any, Callable[[], Any]] = {c: of(*c) for c in configs}
+    _keep(bench, f"CE 8192x128256 bf16 {names}", runs, call, lambda run: run)
+
+
+def _small_heads(bench: Bench) -> None:
+    shapes = (("cross_entropy", 400), ("bce_with_logits", 80), ("mse", 256), ("smooth_l1", 64))
+    outputs = [torch.randn(64, n, device=bench.device) for _, n in shapes]
+    targets = [torch.rand(64, n, device=bench.device) for _, n in shapes]
+    targets[0] = torch.randint(0, 400, (64,), device=bench.device)
+    tasks = [getattr(Task, kind)() for kind, _ in shapes]
+
+    def call() -> Any:
+        return multi_task_value_and_grad(outputs, targets, tasks)
+
+    runs: dict[Any, Callable[[], Any]] = {f"overlapped {v}": _overlapped(v, call) for v in (True, False)}
+    _keep(bench, "4 heads", runs, call, bench.graphed)
+
+
+def _overlapped(value: bool, call: Callable[[], Any]) -> Callable[[], Any]:
+    """With sums that are launched before what they sum ends, and without."""
+
+    def run() -> Any:
+        kept = losses.OVERLAPPED
+        losses.OVERLAPPED = value
+        try:
+            with replay.disabled():
+                return call()
+        finally:
+            losses.OVERLAPPED = kept
+
+    return run
