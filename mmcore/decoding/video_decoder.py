@@ -20,7 +20,7 @@ from mmcore.ops.devices import check_device
 from mmcore.ops.frame_transform import FrameTransform, Patches
 from mmcore.ops.planes import prepare_out
 
-from .arguments import elements, integer, number_of_seconds, timeout_seconds
+from .arguments import elements, integer, timeout_seconds
 from .decoder_team import DecoderTeam
 from .fork_safe_lock import ForkSafeLock
 from .frame import Frame, FrameBatch, FrameTimes
@@ -31,6 +31,7 @@ from .pending_batch import PendingBatch, outward
 from .plan import DecodePlan, summarize
 from .reader import FrameReader
 from .source import Source, passing_interrupts
+from .stream_arguments import StreamArguments
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -173,6 +174,7 @@ class VideoDecoder:
         cache = index_cache(source, index) if exact else None
         with passing_interrupts():
             self._reader = FrameReader(source, stream_index, 1, exact, cache, _shared)
+        self._arguments = StreamArguments(self._reader)
         self._team = DecoderTeam(self._reader, num_threads)
         if decoder == "nvdec":
             self._use_nvdec(torch.device(device), threads_given)
@@ -269,7 +271,7 @@ class VideoDecoder:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"key: {key}: {error}") from None
             return self._batch(numbers, None, None).data
-        return self._frame(self._number("key", key), None, None).data
+        return self._frame(self._arguments.frame("key", key), None, None).data
 
     def __iter__(self) -> Iterator[Tensor]:
         """Frames one by one, in order, as ``decoder[i]`` gives them, decoded ahead by the threads.
@@ -302,7 +304,7 @@ class VideoDecoder:
                 elif self._on_error == "nearest":
                     lost += 1
         if self._on_error == "raise" and self._index.damage is not None:
-            raise DecodeError(self._broken_off())
+            raise DecodeError(self._arguments.broken_off())
 
     def _convert_single(self, device: DeviceTarget | None, target: int, frame: VideoFrame) -> Tensor:
         builder = self._builder(device, 1, frame, None)
@@ -330,7 +332,7 @@ class VideoDecoder:
         ------
         IndexError, TypeError, DecodeError
         """
-        return self._frame(self._number("index", index), out, timeout)
+        return self._frame(self._arguments.frame("index", index), out, timeout)
 
     def get_frames_at(
         self,
@@ -353,7 +355,7 @@ class VideoDecoder:
         ------
         IndexError, TypeError, DecodeError
         """
-        return self._batch(self._numbers("indices", indices), out, timeout)
+        return self._batch(self._arguments.frames("indices", indices), out, timeout)
 
     def get_frames_in_range(
         self,
@@ -374,18 +376,7 @@ class VideoDecoder:
             If ``step`` is not positive.
         DecodeError
         """
-        count = len(self)
-        first, last = integer("start", start), integer("stop", stop)
-        step = integer("step", step)
-        if step < 1:
-            raise ValueError(f"step: expected 1 or more, got {step}")
-        first, last = first + count * (first < 0), last + count * (last < 0)
-        if not 0 <= first <= last <= count:
-            raise IndexError(
-                f"start, stop: {start}:{stop} is no range of the {self._count_text()}; "
-                f"expected 0 <= start <= stop <= {count}"
-            )
-        return self._batch(range(first, last, step), out, timeout)
+        return self._batch(self._arguments.frame_range(start, stop, step), out, timeout)
 
     def plan(self, indices: Iterable[int] | Tensor) -> DecodePlan:
         """What :meth:`get_frames_at` would read and decode for these frames; nothing is decoded.
@@ -409,7 +400,7 @@ class VideoDecoder:
                 else "it needs the packets' table; use seek_mode='exact'"
             )
             raise UnsupportedError(f"{self._name}: reading cannot be planned: {why}")
-        targets = sorted(set(self._numbers("indices", indices)))
+        targets = sorted(set(self._arguments.frames("indices", indices)))
         return summarize(index, targets, self._reader.codec_name, self._reader.pixels)
 
     # --- by time
@@ -425,7 +416,7 @@ class VideoDecoder:
             Unless ``metadata.begin_stream_seconds <= seconds < metadata.end_stream_seconds``.
         TypeError, DecodeError
         """
-        return self._frame(self._index.frame_played_at(self._time("seconds", seconds)), out, timeout)
+        return self._frame(self._arguments.played_at("seconds", seconds), out, timeout)
 
     def get_frames_played_at(
         self,
@@ -449,8 +440,8 @@ class VideoDecoder:
         ValueError, TypeError, DecodeError
             As :meth:`get_frame_played_at`.
         """
-        times = [self._time("seconds", s) for s in elements("seconds", seconds)]
-        return self._batch([self._index.frame_played_at(s) for s in times], out, timeout)
+        numbers = [self._arguments.played_at("seconds", s) for s in elements("seconds", seconds)]
+        return self._batch(numbers, out, timeout)
 
     def get_frames_played_in_range(
         self,
@@ -482,7 +473,7 @@ class VideoDecoder:
             is not positive.
         TypeError, DecodeError
         """
-        numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
+        numbers, times = self._arguments.played_in_range(start_seconds, stop_seconds, fps)
         batch = self._batch(numbers, out, timeout)
         if times is None or fps is None:
             return batch
@@ -504,30 +495,10 @@ class VideoDecoder:
         ValueError, TypeError
             As :meth:`get_frames_played_in_range`.
         """
-        numbers, times = self._played_in_range(start_seconds, stop_seconds, fps)
+        numbers, times = self._arguments.played_in_range(start_seconds, stop_seconds, fps)
         if times is None:
             times = [self._index.start_seconds(i) for i in numbers]
         return list(numbers), torch.tensor(times, dtype=torch.float64, device="cpu")
-
-    def _played_in_range(
-        self, start_seconds: float, stop_seconds: float, fps: float | None
-    ) -> tuple[Sequence[int], list[float] | None]:
-        index = self._index
-        begin, end = index.start_seconds(0), index.seconds(index.end)
-        start, stop = (
-            number_of_seconds("start_seconds", start_seconds),
-            number_of_seconds("stop_seconds", stop_seconds),
-        )
-        if fps is not None:
-            fps = number_of_seconds("fps", fps)
-            if fps < 1e-9:  # the reciprocal of less may overflow
-                raise ValueError(f"fps: expected a positive number, got {fps}")
-        if not begin <= start <= stop <= end:
-            raise ValueError(
-                f"start_seconds, stop_seconds: [{start}, {stop}) is no range of {self._name}, whose frames"
-                f" are shown from {begin} to {end} s"
-            )
-        return index.played_in_range(start, stop, fps)
 
     # --- life
 
@@ -692,36 +663,3 @@ class VideoDecoder:
         metadata = self.metadata
         shape = self._transform.output_shape(count, metadata.height, metadata.width)
         return prepare_out(out, shape, self._transform.dtype, None if device is None else device.queue.device)
-
-    # --- arguments
-
-    def _number(self, name: str, value: Any) -> int:
-        number, count = integer(name, value), len(self)
-        if not -count <= number < count:
-            raise IndexError(f"{name}: there is no frame {number} in the {self._count_text()}")
-        return number + count if number < 0 else number
-
-    def _numbers(self, name: str, values: Any) -> list[int]:
-        return [self._number(name, value) for value in elements(name, values)]
-
-    def _count_text(self) -> str:
-        text = f"{len(self)} frames of {self._name}, stream {self._reader.stream_index}"
-        return text if self._index.damage is None else f"{text} ({self._broken_off()})"
-
-    def _broken_off(self) -> str:
-        index = self._index
-        last = len(index) - 1
-        return (
-            f"{self._name}: stream {self._reader.stream_index} breaks off after frame {last} at"
-            f" {index.start_seconds(last):.6g} s: {index.damage}"
-        )
-
-    def _time(self, name: str, value: Any) -> float:
-        index = self._index
-        begin, end = index.start_seconds(0), index.seconds(index.end)
-        seconds = number_of_seconds(name, value, finite=False)
-        if not begin <= seconds < end:
-            raise ValueError(
-                f"{name}: {seconds} s is outside {self._name}, expected {begin} <= {name} < {end}"
-            )
-        return seconds
