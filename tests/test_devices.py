@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,3 +92,83 @@ def test_number_of_the_gpu(cuda: pytest.MonkeyPatch) -> None:
 def test_process_forked_from_one_that_uses_cuda(cuda: pytest.MonkeyPatch) -> None:
     cuda.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     refuses("cuda", "forked from one that uses CUDA.* multiprocessing_context='spawn', or decode on the CPU")
+
+
+# --- a call's streams
+
+
+class Calls:
+    """Stands for ``torch.cuda``'s streams and events, and notes what is done with them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[object, ...]] = []
+        self.current = ["main"]
+        self.is_capturing = False
+
+        class Event:
+            def __init__(event, blocking: bool) -> None:
+                self.log.append(("event", blocking))
+
+            def record(event, stream: object) -> None:
+                self.log.append(("record", stream))
+
+        for name, fake in {
+            "current_device": lambda: 1,
+            "current_stream": lambda device: f"{self.current[-1]} of {device}",
+            "default_stream": lambda device: f"default of {device}",
+            "is_current_stream_capturing": lambda: self.is_capturing,
+            "Stream": lambda device: SimpleNamespace(device=device, wait_event=self.noting("wait")),
+            "stream": self.stream,
+            "Event": Event,
+        }.items():
+            patch.setattr(torch.cuda, name, fake)
+        patch.setattr(devices, "_uploads", {})
+
+    def noting(self, what: str) -> Callable[[object], None]:
+        return lambda value: self.log.append((what, value))
+
+    @contextlib.contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        self.current.append(stream)
+        yield
+        self.current.pop()
+
+
+def test_a_queue_goes_by_the_streams_of_its_caller(cuda: pytest.MonkeyPatch) -> None:
+    calls = Calls(cuda)
+    assert devices.open_queue("cpu") is None
+    queue, other = devices.open_queue("cuda"), devices.open_queue(torch.device("cuda", 0))
+    again = devices.open_queue("cuda:1")
+    assert queue is not None
+    assert other is not None
+    assert again is not None
+    assert (queue.device, other.device) == (torch.device("cuda:1"), torch.device("cuda:0"))
+    assert queue.stream == "main of cuda:1"  # type: ignore[comparison-overlap]
+    assert queue.uploads is again.uploads
+    assert queue.shared is again.shared
+    assert queue.uploads is not other.uploads
+    assert queue.uploads.device == queue.device
+    seen: list[str] = []
+    queue.do(queue.uploads, lambda: seen.append(calls.current[-1]))
+    assert seen == [queue.uploads]
+    event = queue.record(queue.stream)
+    queue.wait(queue.uploads, event)
+    assert calls.log == [("event", True), ("record", queue.stream), ("wait", event)]
+
+
+def test_threads_get_the_streams_of_their_caller(cuda: pytest.MonkeyPatch) -> None:
+    calls = Calls(cuda)
+    with devices.current_streams("cpu")():
+        assert calls.current == ["main"]
+    streams = devices.current_streams("cuda")
+    for _ in range(2):
+        with streams():
+            assert calls.current[-1] == "main of cuda:1"
+        assert calls.current == ["main"]
+
+
+def test_nothing_is_uploaded_while_a_graph_is_captured(cuda: pytest.MonkeyPatch) -> None:
+    Calls(cuda).is_capturing = True
+    with pytest.raises(mmcore.UnsupportedError, match="while a CUDA graph is captured; decode before"):
+        devices.open_queue("cuda")
+    assert devices.open_queue("cpu") is None
