@@ -91,15 +91,15 @@ def fusion_calls() -> Iterator[Call]:
     f32, bf16 = torch.float32, torch.bfloat16
     yield Call("sum fp32 768", call(768, f32, "sum"), 72)
     yield Call("softmax bf16 1024, masked", call(1024, bf16, masked=True), 72)
-    yield Call("layer_norm fp32 768", call(768, f32, norm="layer_norm"), 176)
-    yield Call("layer_norm bf16 1024", call(1024, bf16, norm="layer_norm"), 128)
+    yield Call("layer_norm fp32 768", call(768, f32, norm="layer_norm"), 200)
+    yield Call("layer_norm bf16 1024", call(1024, bf16, norm="layer_norm"), 200)
     yield Call("per channel bf16 768", call(768, bf16, weights="BTMD"), 128)
     yield Call("nearest fp32 768", call(768, f32, align="nearest", source=160), 96)
     yield Call("linear bf16 768", call(768, bf16, align="linear", source=160), 112)
     yield Call("mean fp32 1024", call(1024, f32, align="mean", source=160), 96)
-    yield Call("linear layer_norm", call(768, f32, align="linear", source=160, norm="layer_norm"), 168, one)
+    yield Call("linear layer_norm", call(768, f32, align="linear", source=160, norm="layer_norm"), 200, one)
     yield Call("13 layers", call(1024, bf16, modalities=13), 144, one)
-    yield Call("13 layers, layer_norm", call(1024, bf16, modalities=13, norm="layer_norm"), 208, one)
+    yield Call("13 layers, layer_norm", call(1024, bf16, modalities=13, norm="layer_norm"), 200, one)
     yield Call("layer_norm fp32 4096", call(4096, f32, norm="layer_norm"), 200, one)
     yield Call("layer_norm fp32 9000", call(9000, f32, norm="layer_norm"), 136, one)
 
@@ -179,9 +179,11 @@ def contrastive_calls() -> Iterator[Call]:
     from mmcore.backends.triton import contrastive_loss, contrastive_loss_gradients
     from mmcore.ops.contrastive import ContrastiveProblem, Recorded
 
-    def call(kind: str, batch: int, tile_rows: int) -> Callable[[], object]:
+    def call(
+        kind: str, batch: int, tile_rows: int, dtype: torch.dtype = torch.float32
+    ) -> Callable[[], object]:
         def run() -> None:
-            a, b = (torch.empty(batch, 64, device="meta") for _ in range(2))
+            a, b = (torch.empty(batch, 64, dtype=dtype, device="meta") for _ in range(2))
             scale, grad = (torch.empty((), device="meta") for _ in range(2))
             problem = ContrastiveProblem(a, b, scale, -5.0, kind, torch.float32, tile_rows)
             _, parts = contrastive_loss(problem, True)
@@ -192,6 +194,7 @@ def contrastive_calls() -> Iterator[Call]:
     for kind in ("clip", "siglip"):
         yield Call(f"{kind} 4096", call(kind, 4096, 4096), 128)
         yield Call(f"{kind} 1001 by 500 rows", call(kind, 1001, 500), 128, ("sm_90",))
+        yield Call(f"{kind} bf16 4096", call(kind, 4096, 4096, torch.bfloat16), 128, ("sm_90",))
 
 
 def all_calls() -> Iterator[Call]:

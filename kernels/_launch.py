@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton import knobs  # type: ignore[import-untyped,import-not-found,unused-ignore]
-from triton.runtime import driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from triton.runtime import JITFunction, driver  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from mmcore.backends import replay
 
@@ -30,10 +30,18 @@ _LAUNCHERS = (
 """Parameters of the launchers of Triton 3.6 and 3.9; with others every launch is Triton's own call."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any]) -> None:
-    """Launch a kernel on the current device and stream, and note it where calls are recorded."""
+def launch(
+    kernel: Any, grid: tuple[int, ...], warps: int, arguments: dict[str, Any], registers: int = 0
+) -> None:
+    """Launch a kernel on the current device and stream, and note it where calls are recorded.
+
+    ``registers``: at most so many a thread on NVIDIA's GPUs; 0: as the compiler likes.
+    """
     # Fused multiply-add is what the tolerances allow for; Triton 3.9 warns where it is not said.
-    compiled = kernel[grid](**arguments, num_warps=warps, enable_fp_fusion=True)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    if registers and isinstance(kernel, JITFunction) and driver.active.get_current_target().backend == "cuda":
+        options["maxnreg"] = registers
+    compiled = kernel[grid](**arguments, **options)
     if replay.recording():
         device = driver.active.get_current_device()
         replay.launched(lambda slot, count: _Again(kernel, compiled, device, grid, arguments, slot, count))

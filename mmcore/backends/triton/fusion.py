@@ -42,9 +42,12 @@ _LEAST = 512
 NARROW = 2**31 - 2**12
 """Steps below it, and products of two numbers of steps, are int32 in the kernels."""
 
-_RESIDENT, _RESIDENT_SOURCE, _RESIDENT_SUMS = 16, 24, 12
+_RESIDENT, _RESIDENT_SOURCE, _RESIDENT_SUMS = 16, 24, 10
 """Warps that each multiprocessor runs at once, by registers: of the kernels of rows and of source steps, and
 of either with sums in registers. So many are launched: all have the same share, and start together."""
+
+_REGISTERS = 200
+"""A thread has at most, where it holds sums: more, as Triton 3.6 would take, and fewer run at once."""
 
 _CHUNK, _CHUNKS = 64, 9
 """Channels of a chunk at least, and chunks of a row at most: each is code of its own."""
@@ -424,6 +427,7 @@ class _Backward:
             (programs,),
             tile.warps,
             {**arguments, **call.tensors, **call.constants},
+            _REGISTERS if dnorm_weight is not None or dnorm_bias is not None else 0,
         )
 
     def _sources(
@@ -458,6 +462,7 @@ class _Backward:
             (programs, tile.parts, len(which)),
             tile.warps,
             {**arguments, **call.tensors, **call.constants},
+            _REGISTERS if dnorm_weight is not None or dnorm_bias is not None else 0,
         )
 
     def _sum(self) -> None:
