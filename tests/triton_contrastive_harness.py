@@ -79,6 +79,9 @@ def checks() -> list[tuple[Case, dict[str, Any]]]:
             found.append((Case(kind, 40, scale=scale), {"rows": 33, **_SMALL}))
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             found.append((Case(kind, 40, dtype=dtype), {"rows": 33, **_SMALL}))
+        found.append(
+            (Case(kind, 40, dtype=torch.bfloat16), {"rows": 33, "PIECES_BYTES": 12 * 6 * 40, **_SMALL})
+        )
         for upstream, rows in ((2.5, 0), (-1.0, 20), (0.0, 20), (-1.0, 0)):
             found.append((Case(kind, 33), {"upstream": upstream, "rows": rows}))
     return found

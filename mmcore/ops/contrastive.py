@@ -31,8 +31,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TILE_BYTES = 16 << 20
 """Of z at a time: some of what the caches of a processor hold, and 2048 x 2048 of float32."""
 
-_GPU_TILE_BYTES = 256 << 20
-"""Likewise on a GPU, where making z again costs more than reading it: 8192 x 8192 of float32."""
+_GPU_TILE_BYTES = 1 << 30
+"""Likewise on a GPU, where making z again costs more than reading it: 16384 x 16384 of float32."""
 
 
 class ContrastiveProblem(NamedTuple):
@@ -133,7 +133,7 @@ def contrastive_loss(
     Notes
     -----
     Differentiable in a, b, logit_scale and bias. First derivatives run on the same backend; second ones go
-    through the reference and hold B x B matrices. Up to 16 MiB (256 MiB on a GPU) the B x B similarities are
+    through the reference and hold B x B matrices. Up to 16 MiB (1 GiB on a GPU) the B x B similarities are
     made once; above, by tiles of that size, in the forward and again in the backward, so that memory grows
     with B alone. Results do not change with mmcore's number of threads. torch.mm makes the matrix products,
     with torch's threads and, of float32 on a GPU, with the precision that torch is set to.
