@@ -85,15 +85,17 @@ IntegerTable integer_table(TablesBlock& block, const AxisTaps& rows, const AxisT
 
 // What a block needs to know of an output's rows.
 std::int32_t integer_rows(TablesBlock& block, FramesTables& t, const ConvertAxes& axes, const int* exponent, int bits) {
-  const int groups[2] = {t.integer_table[0].groups, t.chroma_axis ? t.integer_table[1].groups : 0};
+  const bool gray = t.family == static_cast<int>(ColorFamily::kGray);
+  const int groups[2] = {t.integer_table[0].groups, gray ? 0 : t.integer_table[t.chroma_axis].groups};
   t.integer_row_quads = 1 + groups[0] + groups[1];
   std::vector<float> all(static_cast<std::size_t>(t.out_h) * static_cast<std::size_t>(t.integer_row_quads) * 4, 0.0f);
   float* to = all.data();
   const double scale[2] = {std::ldexp(1.0, bits - 8 - exponent[0]), std::ldexp(1.0, bits - 8 - exponent[1])};
   for (std::size_t y = 0; y < static_cast<std::size_t>(t.out_h); ++y, to += 4 * t.integer_row_quads) {
     float* weight = to + 4;
-    for (int k = 0; k <= t.chroma_axis; ++k) {
-      const AxisTaps& rows = axes.axis[k][0];
+    for (int k = 0; k < (gray ? 1 : 2); ++k) {  // of one axis, the same twice: components 1 and 2 have their own
+      const int axis = k ? t.chroma_axis : 0;
+      const AxisTaps& rows = axes.axis[axis][0];
       const std::int32_t first = rows.start[y] / 4 * 4;
       const std::int32_t end = rows.start[y] + static_cast<std::int32_t>(rows.weight[y].size());
       const std::int32_t own = (end - first + 3) / 4;
@@ -101,7 +103,7 @@ std::int32_t integer_rows(TablesBlock& block, FramesTables& t, const ConvertAxes
       std::memcpy(to + 2 + k, &own, sizeof(own));
       for (std::size_t i = 0; i < rows.weight[y].size(); ++i) {
         // sums of 16-bit samples are of 256ths of what fills the 16 bits
-        weight[static_cast<std::size_t>(rows.start[y] % 4) + i] = static_cast<float>(rows.weight[y][i] * scale[k]);
+        weight[static_cast<std::size_t>(rows.start[y] % 4) + i] = static_cast<float>(rows.weight[y][i] * scale[axis]);
       }
       weight += 4 * groups[k];
     }
@@ -139,7 +141,7 @@ void integer_ring_rows(FramesTables& t, const ConvertAxes& axes) {
 // Cuts the output's columns so that a block's samples and sums fit the shared memory; false if that cannot be.
 bool integer_tiles(FramesTables& t, const ConvertAxes& axes, const Windows* octet_windows,
                    std::vector<IntegerTile>& tiles) {
-  constexpr std::size_t kMostShared = 95 << 10;  // of the 99 KB of a block on the smaller devices
+  constexpr std::size_t kMostShared = 94 << 10;  // of the 99 KB of a block on the smaller devices, beside IntegerBlock
   const int octets = (t.out_w + 7) / 8, groups = t.family == static_cast<int>(ColorFamily::kGray) ? 1 : 2;
   for (int num = (octets + t.integer_octets - 1) / t.integer_octets; num <= octets;
        num = num < 32 ? num + 1 : num * 2) {

@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kMatrixThreads, 2) matrix_kernel(const __grid_
 
 // A block takes chunk after chunk of input rows of its tile and strip.
 template <int kFrames, typename T, int kOctets, int kSteps>
-__global__ void __launch_bounds__(64 * kOctets, kSteps == 4 && kOctets == 4 ? 3 : 2)
-    integer_kernel(const __grid_constant__ FrameBatch<kFrames> batch) {
+__global__ void __launch_bounds__(64 * kOctets, 2) integer_kernel(const __grid_constant__ FrameBatch<kFrames> batch) {
   constexpr int kPitch = integer_pitch(kOctets);
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ alignas(16) std::uint8_t block_bytes[sizeof(IntegerBlock)];
@@ -143,26 +142,26 @@ __global__ void __launch_bounds__(64 * kOctets, kSteps == 4 && kOctets == 4 ? 3 
   const int thread = threadIdx.x, threads = blockDim.x, warp = thread / 32, warps = threads / 32;
   integer_fetch(b, frame_of_block(batch), thread, threads);
   __syncthreads();
-  if (thread == 0) integer_place(b, batch.strip_rows, batch.stages, blockIdx.x);
+  if (thread == 0) integer_place(b, batch.strip_rows, blockIdx.x);
   __syncthreads();
   integer_list_rows(b, thread, threads);
   integer_clear(b, shared, thread, threads);
   IntegerWarp<kSteps> w;
   integer_begin<kSteps, kPitch>(b, w, warp);
   __syncthreads();
-  int slot = 0, place = 1;  // of a chunk, and of its outputs; those that are loaded take the one before
+  int slot = 0, place = 1;  // of a chunk, and of its list of outputs; the one that is made takes the place before
 #pragma unroll 1
-  for (int chunk = -batch.stages; chunk < b.chunks; ++chunk) {
+  for (int chunk = -kIntegerStages; chunk < b.chunks; ++chunk) {
     if (chunk >= 0) {
-      integer_wait(batch.stages);
+      async_wait<kIntegerStages - 1>();
       __syncthreads();
-      integer_horizontal<T, kSteps, kPitch>(b, w, shared, chunk, slot, warp);
+      integer_horizontal<T, kSteps, kPitch>(b, w, shared, chunk, slot, place, warp);
       __syncthreads();
     }
-    integer_load(b, shared, chunk + batch.stages, slot, place ? place - 1 : batch.stages, warp, warps);
-    if (chunk >= 0) integer_vertical<kOctets>(b, batch.out, shared, chunk, place, thread, threads);
-    if (++slot == batch.stages) slot = 0;
-    if (++place > batch.stages) place = 0;
+    integer_load(b, shared, chunk + kIntegerStages, slot, place ? place - 1 : kIntegerStages, warp, warps);
+    if (chunk >= 0) integer_vertical<kOctets>(b, batch.out, shared, place, thread, threads);
+    if (++slot == kIntegerStages) slot = 0;
+    if (++place > kIntegerStages) place = 0;
   }
 }
 
@@ -372,17 +371,6 @@ void launch_matrix_kernel(const std::vector<Frame>& frames, const OutputDesc& ou
   });
 }
 
-// As many chunks ahead as cost no block's place on a multiprocessor: from 2 to kMostStages.
-int choose_stages(const void* kernel, int threads, int chunk_bytes, int quads, int ring_bytes) {
-  const int least = resident_blocks(kernel, threads, integer_shared_bytes(2, chunk_bytes, quads, ring_bytes), true);
-  for (int stages = IntegerBlock::kMostStages; stages > 2; --stages) {
-    const std::size_t shared = integer_shared_bytes(stages, chunk_bytes, quads, ring_bytes);
-    if (shared + sizeof(IntegerBlock) > current_device().block_shared) continue;
-    if (resident_blocks(kernel, threads, shared, true) == least) return stages;
-  }
-  return 2;
-}
-
 template <int kFrames, typename T, int kOctets, int kSteps>
 void launch_integer_kernel(const std::vector<Frame>& frames, const OutputDesc& out, cudaStream_t stream) {
   in_batches(frames.size(), kFrames, [&](std::size_t first, std::size_t count) {
@@ -398,8 +386,7 @@ void launch_integer_kernel(const std::vector<Frame>& frames, const OutputDesc& o
     }
     const auto kernel = integer_kernel<kFrames, T, kOctets, kSteps>;
     const void* address = reinterpret_cast<const void*>(kernel);
-    batch.stages = choose_stages(address, threads, chunk_bytes, quads, ring_bytes);
-    const std::size_t shared = integer_shared_bytes(batch.stages, chunk_bytes, quads, ring_bytes);
+    const std::size_t shared = integer_shared_bytes(kIntegerStages, chunk_bytes, quads, ring_bytes);
     const int out_h = frames[first].host->out_h;
     batch.strip_rows = choose_strip_rows(out_h, tiles, resident_blocks(address, threads, shared, true));
     const int strips = (out_h + batch.strip_rows - 1) / batch.strip_rows;

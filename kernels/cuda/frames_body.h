@@ -56,7 +56,6 @@ struct FrameBatch {
   OutputDesc out;
   std::int32_t count = 0;
   std::int32_t strip_rows = 0;
-  std::int32_t stages = 0;
   FrameDesc frames[kFrames];
 };
 

@@ -25,6 +25,11 @@
 
 namespace mmcore::cuda {
 
+#if !defined(MMCORE_INTEGER_STAGES)
+#define MMCORE_INTEGER_STAGES 2
+#endif
+constexpr int kIntegerStages = MMCORE_INTEGER_STAGES;  // chunks in shared memory, on their way or there
+
 struct Ints {
   std::int32_t v[4];
 };
@@ -65,14 +70,15 @@ MMCORE_DEVICE void multiply_bytes(Lanes<Ints>& c, const Lanes<uint4>& a, const L
 #endif
 }
 
-// A row of samples of a chunk.
-struct IntegerRow {
+// A row of samples of a chunk. What every copy needs is fetched 16 and 8 bytes at a time.
+struct alignas(16) IntegerRow {
   const std::uint8_t* from;  // in the strip's first chunk
-  std::int64_t step;  // bytes to the next chunk's
+  std::int32_t near_step;  // bytes to the next chunk's, where 31 bits are enough
   std::int32_t to;  // bytes from a chunk's beginning in shared memory
   std::int32_t bytes;  // wanted
-  std::int32_t row_bytes;  // there
   std::int32_t chunks;  // that have it
+  std::int64_t step;
+  std::int32_t row_bytes;  // there
 };
 
 // What a warp filters horizontally: an octet of component 0, or of components 1 and 2. Fetched 16 bytes at a time.
@@ -84,24 +90,33 @@ struct alignas(16) IntegerPart {
   std::int32_t pitch, rows;  // of the samples of a chunk
   std::int32_t left;  // rows of the strip
   std::int32_t ring_rows;
+  std::int32_t turns;  // components take turns: 1, or 2 if the second is first; else 0
+};
+
+// How the rows of a chunk are copied: 16 bytes at a time, at distances of 31 bits, up to 512 of a row (kRow) or more
+// (kWide); or as they come.
+enum class IntegerCopies : std::int32_t { kRow, kWide, kAny };
+
+// The outputs that a chunk finishes.
+struct alignas(16) IntegerList {
+  std::int32_t y0, y1;  // the first, and one past the last
+  std::int32_t base[2];  // of each axis, what to add to an input row to have its row of the ring; a ring less, maybe
+  std::int32_t at[2];  // the row of the ring where the chunk's own sums go
 };
 
 // One block's part of a frame, with all that it needs of the tables: on the device it lies in shared memory, which
 // costs no registers and is near.
 struct IntegerBlock {
-  static constexpr int kMostRows = 64, kMostStages = 4, kMostWarps = 16;
+  static constexpr int kMostRows = 64, kMostWarps = 16;
   FramesTables t;
   FrameDesc f;
   IntegerTile tile;
   int y0, y1, chunks, rows;
   int first[2], end[2];  // of each axis, the first input row, a multiple of 4, and one past the last
   int alignment;  // of all rows, up to 16
+  IntegerCopies copies;
   int chunk_bytes, outputs, sums;  // of a chunk in shared memory; where the lists of outputs and the sums begin there
-  int finished[kMostStages + 1][2];  // outputs that a chunk finishes: the first, and one past the last
-  // of even and odd chunks, of each axis: the row of the ring where a chunk's sums go; what is to be added to an input
-  // row to have its row of the ring, then or a ring's length further on
-  int at[2][2], base[2][2];
-  bool plain;  // rows are copied 16 bytes at a time, at distances of 31 bits
+  IntegerList list[kIntegerStages + 1];
   IntegerPart part[kMostWarps];
   IntegerRow row[kMostRows];
 };
@@ -117,7 +132,7 @@ MMCORE_DEVICE void integer_fetch(IntegerBlock& b, const FrameDesc& f, int thread
 }
 
 // Where it is in the frame; one thread does it. The threads synchronise after it.
-MMCORE_DEVICE void integer_place(IntegerBlock& b, int strip_rows, int stages, int block) {
+MMCORE_DEVICE void integer_place(IntegerBlock& b, int strip_rows, int block) {
   const FramesTables& t = b.t;
   const int index = block - b.f.first_block;
   b.tile = table<IntegerTile>(b.f.tables, t.integer_tiles)[index % t.num_integer_tiles];
@@ -140,11 +155,11 @@ MMCORE_DEVICE void integer_place(IntegerBlock& b, int strip_rows, int stages, in
         reinterpret_cast<std::uintptr_t>(b.f.planes[t.plane[c]]) | static_cast<std::uintptr_t>(b.f.pitches[t.plane[c]]);
   }
   b.alignment = static_cast<int>(places & (0 - places));
-  b.at[0][0] = b.at[0][1] = 0;
-  b.plain = true;
+  const bool narrow = b.tile.bytes[0] <= 512 - 15 && b.tile.bytes[1] <= 512 - 15;
+  b.copies = b.alignment < 16 ? IntegerCopies::kAny : narrow ? IntegerCopies::kRow : IntegerCopies::kWide;
   b.chunk_bytes = integer_chunk_bytes(t);
-  b.outputs = stages * b.chunk_bytes;
-  b.sums = b.outputs + (stages + 1) * t.integer_most_quads * 16;
+  b.outputs = kIntegerStages * b.chunk_bytes;
+  b.sums = b.outputs + (kIntegerStages + 1) * t.integer_most_quads * 16;
 }
 
 // The rows of samples of a chunk. The threads synchronise after it.
@@ -162,7 +177,7 @@ MMCORE_DEVICE void integer_list_rows(IntegerBlock& b, int thread, int threads) {
     const IntegerTable& n = t.integer_table[axis];
     const std::int64_t pitch = b.f.pitches[plane];
     const int skipped = b.tile.column0[axis] * t.step[c] * t.sample_bytes, first = b.first[axis] + row;
-    IntegerRow r;
+    IntegerRow r{};
     r.from = b.f.planes[plane] + first * pitch + skipped;
     r.step = n.chunk_rows * pitch;
     r.to = to + row * n.pitch;
@@ -171,10 +186,11 @@ MMCORE_DEVICE void integer_list_rows(IntegerBlock& b, int thread, int threads) {
     r.chunks = (b.end[axis] - first + n.chunk_rows - 1) / n.chunk_rows;
     const int whole = (r.bytes + 15) / 16 * 16;
     const std::int64_t furthest = r.step * r.chunks;
-    if (b.alignment == 16 && whole <= r.row_bytes && furthest < (1 << 30) && -furthest < (1 << 30)) {
+    if (whole <= r.row_bytes && furthest < (1 << 30) && -furthest < (1 << 30)) {
       r.bytes = whole;
+      r.near_step = static_cast<std::int32_t>(r.step);
     } else {
-      b.plain = false;
+      b.copies = IntegerCopies::kAny;
     }
     b.row[i] = r;
   }
@@ -186,17 +202,29 @@ MMCORE_DEVICE void integer_clear(const IntegerBlock& b, std::uint8_t* shared, in
   for (int i = thread; i < integer_ring_bytes(b.t) / 16; i += threads) quads[i] = float4{0, 0, 0, 0};
 }
 
+// To be there after async_wait and a barrier; nothing that the compiler could move across them depends on it.
 template <int kBytes>
 MMCORE_DEVICE void copy_async(std::uint8_t* to, const std::uint8_t* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(address), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(address), "l"(from));
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(address), "l"(from) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(address), "l"(from));
   }
 #else
   std::memcpy(to, from, kBytes);
+#endif
+}
+
+// 16 bytes, without a branch.
+MMCORE_DEVICE void copy_async_if(bool wanted, std::uint8_t* to, const std::uint8_t* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %2, 0;\n@p cp.async.cg.shared.global [%0], [%1], 16;\n}\n" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(static_cast<int>(wanted)));
+#else
+  if (wanted) copy_async<16>(to, from);
 #endif
 }
 
@@ -223,21 +251,35 @@ MMCORE_DEVICE void integer_load(IntegerBlock& b, std::uint8_t* shared, int chunk
                                 int warps) {
   if (chunk < b.chunks) {
     std::uint8_t* to = shared + slot * b.chunk_bytes;
-    if (b.plain) {
+    const int rows = b.rows;
+    if (b.copies == IntegerCopies::kRow) {
+      // four rows at a time, whose number is a multiple of that: 8 lanes each, which go on by 128 bytes
 #pragma unroll 1
-      for (int i = warp; i < b.rows; i += warps) {
+      for (int i = 4 * warp; i < rows; i += 4 * warps) {
+        MMCORE_EACH_LANE(lane) {
+          const IntegerRow& r = b.row[i + lane / 8];
+          const int bytes = (chunk < r.chunks ? r.bytes : 0) - lane % 8 * 16;
+          const std::uint8_t* from = r.from + (chunk * r.near_step + lane % 8 * 16);
+          std::uint8_t* row = to + (r.to + lane % 8 * 16);
+#pragma unroll
+          for (int at = 0; at < 512; at += 128) copy_async_if(at < bytes, row + at, from + at);
+        }
+      }
+    } else if (b.copies == IntegerCopies::kWide) {
+#pragma unroll 1
+      for (int i = warp; i < rows; i += warps) {
         const IntegerRow& r = b.row[i];
-        if (chunk >= r.chunks) continue;
+        const std::uint8_t* from = r.from + chunk * r.near_step;
+        const int bytes = chunk < r.chunks ? r.bytes : 0;
+        std::uint8_t* row = to + r.to;
         MMCORE_EACH_LANE(lane) {
 #pragma unroll 1
-          for (int at = lane * 16; at < r.bytes; at += 512) {
-            copy_async<16>(to + r.to + at, r.from + (chunk * static_cast<int>(r.step) + at));
-          }
+          for (int at = lane * 16; at < bytes; at += 512) copy_async<16>(row + at, from + at);
         }
       }
     } else {
 #pragma unroll 1
-      for (int i = warp; i < b.rows; i += warps) {
+      for (int i = warp; i < rows; i += warps) {
         const IntegerRow& r = b.row[i];
         if (chunk >= r.chunks) continue;
         const std::uint8_t* from = r.from + chunk * r.step;
@@ -255,9 +297,17 @@ MMCORE_DEVICE void integer_load(IntegerBlock& b, std::uint8_t* shared, int chunk
       const std::uint8_t* from = b.f.tables + b.t.integer_rows + y0 * quads * 16;
       std::uint8_t* outputs = integer_outputs(b, shared, place);
       MMCORE_EACH_LANE(lane) {
-        if (lane == 0) {
-          b.finished[place][0] = y0;
-          b.finished[place][1] = y1;
+        if (lane < 2) {
+          const int axis = lane ? b.t.chroma_axis : 0;
+          const IntegerTable& n = b.t.integer_table[axis];
+          const int begin = chunk * n.chunk_rows, end = begin + n.chunk_rows;
+          IntegerList& list = b.list[place];
+          list.at[lane] = begin % n.ring_rows;
+          list.base[lane] = end % n.ring_rows - b.first[axis] - end;
+          if (lane == 0) {
+            list.y0 = y0;
+            list.y1 = y1;
+          }
         }
 #pragma unroll 1
         for (int i = lane; i < (y1 - y0) * quads; i += 32) {
@@ -267,17 +317,6 @@ MMCORE_DEVICE void integer_load(IntegerBlock& b, std::uint8_t* shared, int chunk
     }
   }
   async_commit();
-}
-
-// Until the oldest of the `stages` chunks on their way is there.
-MMCORE_DEVICE void integer_wait(int stages) {
-  if (stages == 2) {
-    async_wait<1>();
-  } else if (stages == 3) {
-    async_wait<2>();
-  } else {
-    async_wait<3>();
-  }
 }
 
 // A warp's weights.
@@ -319,6 +358,7 @@ MMCORE_DEVICE void integer_begin(IntegerBlock& b, IntegerWarp<kSteps>& w, int wa
     part.rows = n.chunk_rows;
     part.left = b.end[axis] - b.first[axis];
     part.ring_rows = n.ring_rows;
+    part.turns = t.step[group] == 1 ? 0 : 1 + t.offset[1];
   }
 }
 
@@ -417,24 +457,14 @@ MMCORE_DEVICE void with_steps(int steps, Body body) {
 
 // A warp's sums of a chunk.
 template <typename T, int kSteps, int kPitch>
-MMCORE_DEVICE void integer_horizontal(IntegerBlock& b, const IntegerWarp<kSteps>& w, std::uint8_t* shared, int chunk,
-                                      int slot, int warp) {
+MMCORE_DEVICE void integer_horizontal(const IntegerBlock& b, const IntegerWarp<kSteps>& w, std::uint8_t* shared,
+                                      int chunk, int slot, int place, int warp) {
   const FramesTables& t = b.t;
-  MMCORE_EACH_LANE(lane) {
-    if (warp == 0 && lane <= t.chroma_axis) {  // for the next chunk
-      const IntegerTable& n = t.integer_table[lane];
-      const int at = b.at[chunk % 2][lane] + n.chunk_rows, next = at < n.ring_rows ? at : at - n.ring_rows;
-      b.at[(chunk + 1) % 2][lane] = next;
-      b.base[(chunk + 1) % 2][lane] = next - b.first[lane] - (chunk + 1) * n.chunk_rows;
-    }
-  }
   const IntegerPart part = b.part[warp];
   if (part.group < 0) return;
-  const int lift = t.sample_lift, left = part.left - chunk * part.rows, end = left < part.rows ? left : part.rows;
+  const int left = part.left - chunk * part.rows, end = left < part.rows ? left : part.rows, lift = t.sample_lift;
   const std::uint32_t top = static_cast<std::uint32_t>(t.sample_top) * 0x10001u;
-  const bool paired = t.step[part.group] == 2,
-             swapped = paired && t.offset[1] == 1;  // V lies before U
-  int at = b.at[chunk % 2][part.group ? t.chroma_axis : 0];
+  int at = b.list[place].at[part.group];
   const std::uint8_t* samples = shared + slot * b.chunk_bytes + part.from;
   float* sums = reinterpret_cast<float*>(shared + b.sums) + part.to;
   with_steps<kSteps>(part.steps, [&](auto count) {
@@ -445,8 +475,8 @@ MMCORE_DEVICE void integer_horizontal(IntegerBlock& b, const IntegerWarp<kSteps>
       float* to = sums + at * kPitch;
 #pragma unroll 1
       for (int c = 0; c <= part.group; ++c) {
-        if (paired) {
-          integer_octet<T, 2, kCount, kSteps, kPitch>(w, from, part.pitch, (c == 1) != swapped, lift, top, to);
+        if (part.turns) {
+          integer_octet<T, 2, kCount, kSteps, kPitch>(w, from, part.pitch, c + 1 != part.turns, lift, top, to);
         } else {
           integer_octet<T, 1, kCount, kSteps, kPitch>(w, from, part.pitch, false, lift, top, to);
           from += part.rows * part.pitch;
@@ -546,26 +576,27 @@ MMCORE_DEVICE int bits_of(float v) {
 template <int kCount, int kPitch>
 MMCORE_DEVICE void add_groups(float (*sum)[4], const float4* weight, int groups, const float* column, int apart, int at,
                               int ring_rows) {
+  const float* from = column + at * kPitch;
+  const float* const end = column + ring_rows * kPitch;
 #pragma unroll 1
-  for (int g = 0; g < groups; ++g) {
-    const float4 w = weight[g];
-    const float* from = column + at * kPitch;
+  for (const float4* last = weight + groups; weight != last; ++weight) {
+    const float4 w = *weight;
     add_rows<kPitch>(sum[0], w, from);
     if (kCount == 2) add_rows<kPitch>(sum[kCount - 1], w, from + apart);
-    at += 4;
-    if (at == ring_rows) at = 0;
+    from += 4 * kPitch;
+    if (from == end) from = column;
   }
 }
 
 // The outputs that a chunk finishes, with the `place`-th list of them. What it needs is fetched where it is needed: few
 // threads come here twice, and the weights of the horizontal pass have the registers.
 template <int kOctets>
-MMCORE_DEVICE void integer_vertical(const IntegerBlock& b, const OutputDesc& out, std::uint8_t* shared, int chunk,
-                                    int place, int thread, int threads) {
+MMCORE_DEVICE void integer_vertical(const IntegerBlock& b, const OutputDesc& out, std::uint8_t* shared, int place,
+                                    int thread, int threads) {
   constexpr int kQuads = 2 * kOctets, kPitch = integer_pitch(kOctets);
   const FramesTables& t = b.t;
 #pragma unroll 1
-  for (int i = thread; i < (b.finished[place][1] - b.finished[place][0]) * kQuads; i += threads) {
+  for (int i = thread; i < (b.list[place].y1 - b.list[place].y0) * kQuads; i += threads) {
     const int row = i / kQuads, quad = i % kQuads, x = b.tile.octet0 * 8 + quad * 4;
     if (x >= t.out_w || x >= b.tile.octet1 * 8) continue;
     const float4* weight =
@@ -574,18 +605,16 @@ MMCORE_DEVICE void integer_vertical(const IntegerBlock& b, const OutputDesc& out
     float in[3][4];
 #pragma unroll
     for (int c = 0; c < 3; ++c) in[c][0] = in[c][1] = in[c][2] = in[c][3] = 0;
-    const float4 head = weight[0];
-    const int axis = t.chroma_axis, ring0 = t.integer_table[0].ring_rows, ring1 = t.integer_table[axis].ring_rows;
-    const int base0 = b.base[(chunk + 1) % 2][0], base1 = b.base[(chunk + 1) % 2][axis], first0 = bits_of(head.x);
-    int at = first0 + base0;
-    add_groups<1, kPitch>(&in[0], weight + 1, bits_of(head.z), column, 0, at < 0 ? at + ring0 : at, ring0);
+    const float4 head = *weight++;
+    const int groups0 = bits_of(head.z), ring0 = t.integer_table[0].ring_rows;
+    const int at0 = bits_of(head.x) + b.list[place].base[0];
+    add_groups<1, kPitch>(&in[0], weight, groups0, column, 0, at0 < 0 ? at0 + ring0 : at0, ring0);
     if (t.family != static_cast<int>(ColorFamily::kGray)) {
-      at = (axis ? bits_of(head.y) : first0) + base1;
-      add_groups<2, kPitch>(&in[1], weight + 1 + (axis ? t.integer_table[0].groups : 0),
-                            bits_of(axis ? head.w : head.z), column + ring0 * kPitch, ring1 * kPitch,
-                            at < 0 ? at + ring1 : at, ring1);
+      const int ring1 = t.integer_table[t.chroma_axis].ring_rows, at1 = bits_of(head.y) + b.list[place].base[1];
+      add_groups<2, kPitch>(&in[1], weight + t.integer_table[0].groups, bits_of(head.w), column + ring0 * kPitch,
+                            ring1 * kPitch, at1 < 0 ? at1 + ring1 : at1, ring1);
     }
-    integer_store(b, out, b.finished[place][0] + row, x, in);
+    integer_store(b, out, b.list[place].y0 + row, x, in);
   }
 }
 

@@ -81,15 +81,15 @@ void integer(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
   const int warps = std::max(t.integer_warps, frames_emulator_threads / 32),
             blocks = (t.out_h + strip_rows - 1) / strip_rows * t.num_integer_tiles;
   const int chunk_bytes = integer_chunk_bytes(t), ring_bytes = integer_ring_bytes(t), quads = t.integer_most_quads;
+  constexpr int stages = kIntegerStages;
   for (int block = 0; block < blocks; ++block) {
-    const int stages = 2 + block % (IntegerBlock::kMostStages - 1);
     const std::size_t size = integer_shared_bytes(stages, chunk_bytes, quads, ring_bytes);
     // as on the device: whatever was there before, here NaN; and nothing beyond is written
     std::vector<std::uint8_t> shared(size + 32, 0xff);
     std::uint8_t* memory = shared.data() + (16 - reinterpret_cast<std::uintptr_t>(shared.data()) % 16) % 16;
     IntegerBlock b;
     for (int i = 0; i < 32 * warps; ++i) integer_fetch(b, f, i, 32 * warps);
-    integer_place(b, strip_rows, stages, block);
+    integer_place(b, strip_rows, block);
     for (int i = 0; i < 32 * warps; ++i) integer_list_rows(b, i, 32 * warps);
     std::vector<IntegerWarp<kSteps>> warp(static_cast<std::size_t>(warps));
     for (int i = 0; i < 32 * warps; ++i) integer_clear(b, memory, i, 32 * warps);
@@ -99,14 +99,14 @@ void integer(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
       const int slot = (chunk + stages) % stages;
       const int next = (chunk + stages) % (stages + 1), place = (chunk + stages + 1) % (stages + 1);
       for (int w = 0; chunk >= 0 && w < warps; ++w) {
-        integer_horizontal<T, kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], memory, chunk, slot, w);
+        integer_horizontal<T, kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], memory, chunk, slot, place, w);
       }
       for (int w = 0; w < warps; ++w) integer_load(b, memory, chunk + stages, slot, next, w, warps);
       if (chunk < 0) continue;
-      if (b.finished[place][0] != y) throw std::exception();
-      y = b.finished[place][1];
+      if (b.list[place].y0 != y) throw std::exception();
+      y = b.list[place].y1;
       for (int i = 0; i < 32 * warps; ++i) {
-        integer_vertical<kOctets>(b, out, memory, chunk, place, i, 32 * warps);
+        integer_vertical<kOctets>(b, out, memory, place, i, 32 * warps);
       }
     }
     if (y != b.y1 || memory[size] != 0xff) throw std::exception();

@@ -119,7 +119,7 @@ struct FramesTables {
   std::int32_t integer_octets = 0, integer_steps = 0;  // most of a tile and an axis: 7 or 4, 4 or 8
   std::int32_t num_integer_tiles = 0, integer_tiles = 0;  // IntegerTile[num_integer_tiles]
   std::int32_t integer_warps = 0;  // of a block, most of all tiles
-  std::int32_t integer_rows = 0;  // float4[out_h][integer_row_quads]: of both axes row_first, groups, weights
+  std::int32_t integer_rows = 0;  // float4[out_h][integer_row_quads]: of luma and chroma row_first, groups, weights
   std::int32_t integer_row_quads = 0, integer_most_quads = 0;  // of an output, of all that a chunk finishes
   std::int32_t sample_lift = 0, sample_top = 0;  // 16-bit samples: the shift that fills the top bits, and their mask
   IntegerTable integer_table[2];
