@@ -22,7 +22,6 @@ import mmcore
 from bench import bench_fusion
 from bench.bench_fusion import FusionCase, least_bytes
 from bench.gpu.measure import Bench, Job, assert_near
-from mmcore.backends import triton
 from mmcore.ops.fusion import FusionOptions
 
 __all__ = ["CASES", "kernels_alone", "on_device", "run"]
@@ -116,6 +115,8 @@ def _step(fuse: Callable[..., Tensor], case: FusionCase, sets: Any) -> Callable[
 
 def kernels_alone(case: FusionCase, inputs: Any, backward: bool) -> Callable[[], Any]:
     """The launches of the forward or the backward, and nothing else."""
+    from mmcore.backends import triton
+
     align = tuple(kind or "none" for kind in case.align)
     dtype = getattr(torch, case.dtype)
     options = FusionOptions(case.mode, case.norm, align, 1e-5, case.shape[1], dtype, False)
