@@ -647,10 +647,16 @@ class VideoDecoder:
             count,
             self._transform,
             out=out,
-            rotation=clockwise_rotation(frame) if self._reader.nvdec is None else self.metadata.rotation,
+            rotation=self._rotation(frame),
             codec_name=self._reader.codec_name,
             _target=device,
         )
+
+    def _rotation(self, frame: VideoFrame) -> int:
+        known = self._metadata  # read before NVDEC was asked
+        if self._reader.nvdec is None or known is None:
+            return clockwise_rotation(frame)
+        return known.rotation
 
     def _put(self, builder: FrameBatchBuilder, slot: int, target: int, frame: VideoFrame) -> None:
         try:
