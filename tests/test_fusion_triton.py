@@ -71,6 +71,74 @@ def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
     assert "'reference'" in done.stdout
 
 
+@pytest.mark.parametrize("depth", [1, 5, 64, 65, 96, 200, 256, 300, 640, 768, 1000, 1024, 1152, 1280, 4096])
+def test_a_row_is_cut_into_chunks_with_a_small_rest(depth: int) -> None:
+    from mmcore.backends.triton.fusion import _chunks, _tile
+
+    block, chunks = _chunks(depth)
+    assert block & (block - 1) == 0, "Triton's tiles are powers of two"
+    assert 0 <= block * chunks - depth < max(64, depth // 3)
+    for live, sums in ((4, 0), (4, 6), (14, 26), (65, 0)):
+        tile = _tile(depth, True, live, sums)
+        assert (tile.block, tile.chunks, tile.parts) == (block, chunks, 1)
+        assert tile.holds(live, sums) or (tile.rows, tile.warps) == (1, 16)
+    assert depth < 512 or _tile(depth, True, 4).rows == 1
+
+
+def test_a_row_of_768_channels_is_one_warp() -> None:
+    from mmcore.backends.triton.fusion import _tile
+
+    assert _tile(768, True, 4)[:] == (1, 256, 3, 1, 1)
+    assert _tile(768, True, 4, 6).warps == 2, "with the sums of three modalities' scale and shift"
+
+
+_ASSEMBLY = """
+import importlib.util
+import re
+import sys
+import torch
+from triton.runtime.jit import JITFunction
+
+spec = importlib.util.spec_from_file_location("compile_kernels", sys.argv[1])
+ci = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ci)
+
+run = JITFunction.run
+def compile_only(self, *args, grid, warmup, **kwargs):
+    compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+    ptx = compiled.asm["ptx"]
+    loads = re.findall(r"ld[.]global[^ ]*", ptx)
+    wide = [load for load in loads if ".v4." in load]
+    print(compiled.metadata.name, len(wide), len(loads), ptx.count("bar.sync"), sep=",")
+
+ci.driver.set_active(ci.NoDriver(ci.TARGETS["sm_90"]))
+JITFunction.run = compile_only
+from mmcore.backends.triton import weighted_fusion, weighted_fusion_backward
+from mmcore.ops.fusion import FusionOptions
+dtype = getattr(torch, sys.argv[2])
+x, w = (torch.empty(64, 32, n, dtype=dtype, device="meta") for n in (768, 3))
+options = FusionOptions("softmax", None, ("none",) * 3, 1e-5, 32, dtype, False)
+arguments = ([x] * 3, w, None, None, None, None, options)
+weighted_fusion(*arguments)
+weighted_fusion_backward(x, *arguments, (True, False, False, False, True, True, True))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_rows_are_read_16_bytes_a_thread_and_need_no_barrier(dtype: str) -> None:
+    script = Path(__file__).parents[1] / ".ci" / "compile_kernels.py"
+    if not script.exists():
+        pytest.skip("needs the source tree")
+    done = _run("-c", _ASSEMBLY, script, dtype)
+    assert done.returncode == 0, done.stderr
+    found = {name: counts for name, *counts in (line.split(",") for line in done.stdout.splitlines())}
+    a_row = 768 * (4 if dtype == "float32" else 2) // 16 // 32
+    assert found == {
+        "fusion_forward_kernel": [str(3 * a_row), str(3 * a_row + 3), "0"],
+        "fusion_backward_kernel": [str(4 * a_row), str(4 * a_row + 3), "0"],
+    }, "three scalars are the weights"
+
+
 @needs_gpu
 def test_the_kernels_give_the_oracle_numbers_on_the_gpu() -> None:
     from triton_harness import KERNEL_CASES, Sizes, check, check_missing_without_eps, use
