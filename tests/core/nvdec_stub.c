@@ -120,8 +120,9 @@ typedef struct {
 
 enum { kPitch = 4096, kNv12 = 0, kP016 = 1, k444 = 2, k444Deep = 3 };
 
-static int decoders, most_mapped, most_surfaces, refuses;
+static int decoders, most_mapped, most_surfaces, refuses, fails;
 void stub_refuse(int on) { refuses = on; }
+void stub_fail(int on) { fails = on; }
 int stub_decoders(void) { return decoders; }
 int stub_most_mapped(void) { return most_mapped; }
 int stub_most_surfaces(void) { return most_surfaces; }
@@ -159,7 +160,7 @@ Result cuvidDestroyDecoder(Decoder* decoder) {
 }
 
 Result cuvidDecodePicture(Decoder* decoder, const Picture* picture) {
-  if (picture->picture < 0 || picture->picture >= (int)decoder->create.surfaces) return kInvalid;
+  if (fails || picture->picture < 0 || picture->picture >= (int)decoder->create.surfaces) return kInvalid;
   unsigned hash = 2166136261u;
   for (unsigned i = 0; i < picture->bytes; i++) hash = (hash ^ picture->bits[i]) * 16777619u;
   unsigned* seed = &decoder->seeds[picture->picture];

@@ -47,16 +47,16 @@ for module in (surfaces, frame_batch_builder):
 FRAMES = 40
 QUIET = {"x265-params": "log-level=none"}
 KINDS: dict[str, tuple[str, str, dict[str, Any], int]] = {
-    # encoder, format on the device, how it is encoded, coded rows of 358 or 360
-    "h264": ("libx264", "nv12", {"options": {"bf": "3"}, "size": (358, 630)}, 368),
-    "interlaced": ("libx264", "nv12", {"options": {"x264-params": "tff=1"}, "size": (360, 640)}, 384),
-    "high10": ("libx264", "p010le", {"pix_fmt": "yuv420p10le", "size": (358, 630)}, 368),
-    "hevc": ("libx265", "nv12", {"options": QUIET, "size": (358, 630)}, 360),
-    "hevc10": ("libx265", "p010le", {"options": QUIET, "pix_fmt": "yuv420p10le", "size": (358, 630)}, 360),
-    "hevc444": ("libx265", "yuv444p", {"options": QUIET, "pix_fmt": "yuv444p", "size": (358, 630)}, 360),
-    "vp8": ("libvpx", "nv12", {"options": {"deadline": "realtime"}, "size": (360, 640)}, 360),
-    "vp9": ("libvpx-vp9", "nv12", {"options": {"deadline": "realtime"}, "size": (360, 640)}, 360),
-    "av1": ("libsvtav1", "nv12", {"options": {"preset": "12"}, "size": (360, 640)}, 360),
+    # encoder, format on the device, how it is encoded, coded rows of 182 or 184
+    "h264": ("libx264", "nv12", {"options": {"bf": "3"}, "size": (182, 318)}, 192),
+    "interlaced": ("libx264", "nv12", {"options": {"x264-params": "tff=1"}, "size": (184, 320)}, 192),
+    "high10": ("libx264", "p010le", {"pix_fmt": "yuv420p10le", "size": (182, 318)}, 192),
+    "hevc": ("libx265", "nv12", {"options": QUIET, "size": (182, 318)}, 184),
+    "hevc10": ("libx265", "p010le", {"options": QUIET, "pix_fmt": "yuv420p10le", "size": (182, 318)}, 184),
+    "hevc444": ("libx265", "yuv444p", {"options": QUIET, "pix_fmt": "yuv444p", "size": (182, 318)}, 184),
+    "vp8": ("libvpx", "nv12", {"options": {"deadline": "realtime"}, "size": (184, 320)}, 184),
+    "vp9": ("libvpx-vp9", "nv12", {"options": {"deadline": "realtime"}, "size": (184, 320)}, 184),
+    "av1": ("libsvtav1", "nv12", {"options": {"preset": "12"}, "size": (184, 320)}, 184),
 }
 
 
@@ -164,6 +164,50 @@ def check_damaged_file() -> None:
     for _, found in decoder._reader.read(range(len(decoder))):
         assert isinstance(found, mmcore.DecodeError) or seed_of(found) >= 0
     decoder.close()
+
+
+def check_size_changes() -> None:
+    path = FOLDER / "sizes.h264"
+    parts = [
+        write_video(FOLDER / f"{height}.h264", num_frames=10, size=(height, 128)) for height in (96, 178)
+    ]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    count = len(VideoDecoder(path))
+    sizes = [(f.height, f.width) for _, f in VideoDecoder(path)._reader.read(range(count))]
+    assert {height for height, _ in sizes} == {96, 178}
+    decoder = on_stub(path, num_threads=1)
+    frames = [frame for _, frame in decoder._reader.read(range(count))]
+    assert [(f.height, f.width) for f in frames] == sizes
+    for frame in frames:
+        assert_pattern(planes_of(frame), 96 if frame.height == 96 else 192)
+    small = mmcore.FrameTransform(resize=(24, 40))
+    assert on_stub(path, transform=small)[:].shape == (count, 3, 24, 40)
+
+
+def check_an_engine_that_fails() -> None:
+    decoder = on_stub(media("h264"), num_threads=1, on_error="skip")
+    CUVID.stub_fail(1)
+    try:
+        batch = decoder.get_frames_at([20, 30])
+        assert batch.valid is not None
+        assert not batch.valid.any()
+        falls_back(media("h264"), "cannot be decoded")
+    finally:
+        CUVID.stub_fail(0)
+    assert on_stub(media("h264"), num_threads=1).get_frames_at([20, 30]).valid is None
+
+
+def check_many_files_and_clips() -> None:
+    path = media("h264", "mp4")
+    how: dict[str, Any] = {"device": "cuda", "decoder": "nvdec"}
+    expected = on_stub(path)[::10]
+    sampler = mmcore.samplers.every(10)
+    for result in mmcore.decode_many([path] * 4, sampler=sampler, workers=2, **how):
+        assert result.batch is not None
+        assert torch.equal(result.batch.data, expected)
+    clip = mmcore.read_clip(path, 0, 1, video={"num_frames": 4, **how})
+    assert clip.video is not None
+    assert len({float(frame.sum()) for frame in clip.video.data}) == 4
 
 
 def falls_back(path: Path, reason: str) -> None:
