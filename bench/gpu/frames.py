@@ -4,12 +4,19 @@ The planes lie in device memory, as a decoder or an upload leaves them, in so ma
 in the L2 cache. *GB/s* is what must be read and written at least over the time, *of copy* that over the
 bandwidth of a device-to-device copy in the same process. The rival starts from RGB bytes, as decoders give
 them, and resizes (antialiased) and normalises them in torch, eager and compiled.
+
+The kernels have several ways to convert a frame, and take what was measured fastest. Where a case's ``ways``
+are asked for, each is timed beside the others, in a graph too; the one by products of whole numbers, which is
+not taken by itself yet, is checked with the table's cases and with larger ones.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +45,7 @@ class FramesCase:
     format: str = "yuv420p"
     frames: int = 32
     rivals: bool = False
+    ways: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     def make_transform(self) -> mmcore.FrameTransform:
@@ -49,31 +57,81 @@ class FramesCase:
 _DIRECT = {"resize": (224, 224)}
 _BYTES = {"dtype": torch.uint8, "mean": None, "std": None}
 CASES = (
-    FramesCase("1080p to 224, bilinear", 1080, 1920, _DIRECT, rivals=True),
-    FramesCase("1080p to 224, bicubic", 1080, 1920, {**_DIRECT, "interpolation": "bicubic"}, rivals=True),
-    FramesCase("1080p NV12 to 224, bilinear", 1080, 1920, _DIRECT, "nv12"),
-    FramesCase("1080p P010 to 224, bilinear", 1080, 1920, _DIRECT, "p010le"),
-    FramesCase("1080p to 256, crop 224", 1080, 1920, {"resize": 256, "crop": 224}, rivals=True),
-    FramesCase("4K to 224, bilinear", 2160, 3840, _DIRECT),
-    FramesCase("720p to 224, bilinear", 720, 1280, _DIRECT, frames=64),
+    FramesCase("1080p to 224, bilinear", 1080, 1920, _DIRECT, rivals=True, ways=True),
+    FramesCase(
+        "1080p to 224, bicubic", 1080, 1920, {**_DIRECT, "interpolation": "bicubic"}, rivals=True, ways=True
+    ),
+    FramesCase("1080p NV12 to 224, bilinear", 1080, 1920, _DIRECT, "nv12", ways=True),
+    FramesCase("1080p P010 to 224, bilinear", 1080, 1920, _DIRECT, "p010le", ways=True),
+    FramesCase("1080p to 256, crop 224", 1080, 1920, {"resize": 256, "crop": 224}, rivals=True, ways=True),
+    FramesCase("4K to 224, bilinear", 2160, 3840, _DIRECT, ways=True),
+    FramesCase("720p to 224, bilinear", 720, 1280, _DIRECT, frames=64, ways=True),
     FramesCase("340x256, crop 224", 256, 340, {"resize": 256, "crop": 224}, frames=256),
-    FramesCase("1080p to 448, bicubic", 1080, 1920, {"resize": (448, 448), "interpolation": "bicubic"}),
-    FramesCase("1080p to 224, area", 1080, 1920, {**_DIRECT, "interpolation": "area"}),
+    FramesCase(
+        "1080p to 448, bicubic", 1080, 1920, {"resize": (448, 448), "interpolation": "bicubic"}, ways=True
+    ),
+    FramesCase("1080p to 224, area", 1080, 1920, {**_DIRECT, "interpolation": "area"}, ways=True),
     FramesCase("1080p to RGB bytes", 1080, 1920, _BYTES, frames=8),
     FramesCase("1080p to 224 bytes, rgb8", 1080, 1920, {**_DIRECT, **_BYTES, "accuracy": "rgb8"}, frames=8),
     FramesCase("one 1080p frame to 224", 1080, 1920, _DIRECT, frames=1),
 )
 
 
+WAYS = {"stream": 2, "matrix": 3, "integer": 4}
+"""Of kernels/cuda/frames.h; 1, gathering, is slow where samples are many."""
+
+
+@contextmanager
+def way(method: int) -> Iterator[None]:
+    """Have frames that lie on a GPU converted in one way, where that can be."""
+    from mmcore.backends import cuda
+
+    before = cuda.convert_groups
+    cuda.convert_groups = functools.partial(before, method=method)
+    try:
+        yield
+    finally:
+        cuda.convert_groups = before
+
+
 def correctness(bench: Bench) -> None:
-    """Check the tests' whole table on the device."""
+    """Check the tests' whole table on the device, and products of whole numbers with larger pictures too."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-    from cases import FRAME_CASES
+    from cases import FRAME_CASES, make_case
     from frames_harness import check_planes_on
 
     failures: dict[str, str] = {}
     record = bench.record
     record.update(cases=0, failures=failures)
+    if not bench.dry:
+        larger = [
+            make_case(format=name, size=size, geometry={"resize": to}, filter=(kind, True), frames=3)
+            for name, size, to, kind in [
+                ("yuv420p", (1080, 1920), (224, 224), "bilinear"),
+                ("yuv420p", (1080, 1920), (224, 224), "bicubic"),
+                ("nv12", (1079, 1921), (225, 223), "bilinear"),
+                ("nv12", (720, 1280), (224, 398), "bicubic"),
+                ("p010le", (1080, 1920), (224, 224), "bilinear"),
+                ("yuv420p10le", (541, 963), (97, 131), "bicubic"),
+                ("yuv422p", (480, 854), (224, 224), "area"),
+                ("yuv444p", (361, 641), (113, 127), "bilinear"),
+                ("gbrp", (360, 642), (97, 131), "bicubic"),
+                ("gray", (2160, 3840), (224, 224), "bilinear"),
+            ]
+        ]
+        fused = [case for case in FRAME_CASES if case.transform.accuracy == "fused"]
+        record["integer_cases"] = 0
+        for i, case in enumerate([*larger, *fused[::2]]):
+            # first, but not for long: the ways that are taken matter more
+            if not bench.claim(len(FRAME_CASES) + i) or bench.remaining() < bench.seconds * 0.6:
+                continue
+            try:
+                with mmcore.backend("cuda"), way(WAYS["integer"]):
+                    check_planes_on(case, bench.device)
+            except Exception as error:
+                failures[f"integer {case.id}"] = f"{type(error).__name__}: {error}"[:600]
+            record["integer_cases"] += 1
+
     for i, case in enumerate(FRAME_CASES):
         if (bench.dry and i % 24) or not bench.claim(i):
             continue
@@ -169,6 +227,10 @@ def _time(bench: Bench, case: FramesCase) -> dict[str, Any]:
     jobs = {"mmcore": Job(ours)}
     graph = graphed()
     jobs["mmcore, all sets in a graph"] = Job(graph)
+    ways = WAYS if case.ways and not bench.dry else {}
+    for name, method in ways.items():
+        with way(method):
+            jobs[f"{name}, all sets in a graph"] = Job(graphed())
     if case.rivals:
         few = 1 if bench.dry else 3
         rgb = [
@@ -186,8 +248,9 @@ def _time(bench: Bench, case: FramesCase) -> dict[str, Any]:
         jobs["RGB, eager torch"] = Job(lambda: eager(next(rgb_turn), mean, std))
         jobs["RGB, torch.compile"] = Job(lambda: compiled(next(rgb_turn), mean, std))
     found = bench.interleave(jobs, 0.4)
-    for key in ("ms", "low", "high"):
-        found["mmcore, all sets in a graph"][key] /= count
+    for name in ("mmcore", *ways):
+        for key in ("ms", "low", "high"):
+            found[f"{name}, all sets in a graph"][key] /= count
     least = _least_bytes(case, transform, frames)
     ours_ms = found["mmcore, all sets in a graph"]["ms"]
     gbps = least / ours_ms / 1e6
@@ -196,6 +259,10 @@ def _time(bench: Bench, case: FramesCase) -> dict[str, Any]:
         "bytes": least,
         "gbps": gbps,
         "of_copy": gbps / bench.record["copy_gbps"],
+        "ways_of_copy": {
+            name: least / found[f"{name}, all sets in a graph"]["ms"] / 1e6 / bench.record["copy_gbps"]
+            for name in ways
+        },
         "host_us": bench.host_us(ours, 100),
         "times": found,
     }
