@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmcore.kernels.losses import LOG2_E, _log1p
+from mmcore.kernels.losses_labels import LOG2_E, _log1p
 
 __all__ = [
     "clip_gradient_kernel",
