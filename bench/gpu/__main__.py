@@ -18,7 +18,7 @@ def main() -> int:
     start = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for record, plot and log")
-    parser.add_argument("--budget-seconds", type=float, default=470.0, help="for all of it")
+    parser.add_argument("--budget-seconds", type=float, help="for all of it: 470, of a dry run an hour")
     parser.add_argument("--no-build", dest="build", action="store_false", help="take mmcore as it is")
     parser.add_argument("--only", action="append", default=[], help="a section, repeatable; else all")
     parser.add_argument("--skip", action="append", default=[], help="a section, repeatable")
@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.budget_seconds is None:
+        args.budget_seconds = 3600.0 if args.dry_run else 470.0
     names = [s.name for s in SECTIONS]
     for name in (*args.only, *args.skip):
         if name not in names:

@@ -49,7 +49,7 @@ SECTIONS = (
     Section("contract", "bench.gpu.contract", "run", 100, timed=False),
     Section("training", "bench.gpu.training", "run", 120, timed=False, triton=False),
     Section("frames", "bench.gpu.frames", "timings", 60),
-    Section("losses", "bench.gpu.losses", "run", 90),
+    Section("losses", "bench.gpu.losses", "run", 100),
     Section("fusion", "bench.gpu.fusion", "run", 90),
     Section("decode", "bench.gpu.decode", "run", 50, triton=False),
     Section("calls", "bench.gpu.calls", "run", 30),
