@@ -12,6 +12,7 @@ import ctypes
 import functools
 import gc
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -154,6 +155,25 @@ def check_planes_outlive_the_decoder() -> None:
     gc.collect()
     assert int(planes.data[0][0, 0, 0]) == seed
     del planes
+    check_nothing_is_left()
+
+
+def check_forked_process() -> None:
+    """The child does not touch what is its parent's on the GPU, on which CUDA would end it."""
+    decoder = on_stub(media("h264"), num_threads=1)
+    found = decoder[3]
+    child = os.fork()
+    if not child:
+        try:
+            decoder.close()
+            del decoder
+            gc.collect()
+            os._exit(0 if CUVID.stub_decoders() == 1 and CUDA.stub_allocated() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert torch.equal(decoder[3], found)
+    decoder.close()
     check_nothing_is_left()
 
 

@@ -27,6 +27,7 @@ NAMES = [
     "batches",
     "rotation",
     "planes outlive the decoder",
+    "forked process",
     "damaged file",
     "size changes",
     "an engine that fails",
