@@ -36,10 +36,12 @@ def full_record() -> dict[str, Any]:
         "times": {
             "mmcore": {"ms": 0.05},
             "mmcore, all sets in a graph": {"ms": 0.03},
+            "integer, all sets in a graph": {"ms": 0.028},
             "RGB, eager torch": {"ms": 0.7},
             "RGB, torch.compile": {"ms": 0.61},
         },
         "of_copy": 0.82,
+        "ways_of_copy": {"integer": 0.88},
         "host_us": 50.0,
     }
     large = {
@@ -193,6 +195,7 @@ def test_the_table_ends_with_the_goals_however_much_there_is_to_say() -> None:
     text = report.table(record)
     assert len(text) < 11_000
     assert "(the rest is in the record)" in text
+    assert "by integer 88%" in text
     lines = text.splitlines()
     assert lines[-len(goals.GOALS) :] == goals.table(record)[1:]
     assert all(line.endswith(goals.MET) for line in lines[-len(goals.GOALS) :])

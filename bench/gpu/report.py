@@ -106,7 +106,10 @@ def _frames(section: dict[str, Any], lines: list[str]) -> None:
     if section.get("rows"):
         lines.append(f"frames: ms (% of copy {section.get('copy_gbps', 0):.0f} GB/s)")
     for case, row in section.get("rows", {}).items():
-        cells = [f"{who} {_ms(t['ms'])}" for who, t in row["times"].items()]
+        ways = row.get("ways_of_copy", {})
+        others = {f"{name}, all sets in a graph" for name in ways}
+        cells = [f"{who} {_ms(t['ms'])}" for who, t in row["times"].items() if who not in others]
+        cells += [f"by {name} {share:.0%}" for name, share in ways.items()]
         cells.append(f"host us {row['host_us']:.0f}")
         lines.append(f"  {case}: {row['of_copy']:.0%}; " + "; ".join(cells))
 

@@ -129,31 +129,40 @@ def run_cases(device: torch.device, seconds: float, every: int = 0) -> int:
 
 def _cases(device: torch.device, every: int) -> Iterator[tuple[str, Callable[[], None]]]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-    kinds = [_frames(device, every or _EVERY["frames"])]
+    frames = _frames(device, every or _EVERY["frames"])
+    kinds = [frames, frames, frames]  # three of them in each turn: the others have to be compiled first
     if device.type != "cpu":  # a dry run has them in the section "correctness"
         kinds += [_triton("triton_harness", "fusion"), _triton("triton_losses_harness", "losses"), _pairs()]
     yield from (case for case in chain.from_iterable(zip_longest(*kinds)) if case is not None)
 
 
 def _frames(device: torch.device, every: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Large pictures by every way of converting, then cases of the whole table."""
     from cases import FRAME_CASES
     from frames_harness import check_planes_on
 
     import mmcore
+    from bench.gpu.frames import WAYS, way
 
-    def of(case: object) -> Callable[[], None]:
+    def of(case: Any, method: int) -> Callable[[], None]:
         def check() -> None:
-            with mmcore.backend("cpu" if device.type == "cpu" else "cuda"):
-                check_planes_on(case, device)
+            if device.type == "cpu":
+                with mmcore.backend("cpu"):
+                    check_planes_on(case, device)
+            else:
+                with mmcore.backend("cuda"), way(method):
+                    check_planes_on(case, device)
 
         return check
 
-    cases = [*_large_pictures(), *FRAME_CASES[::every]] if device.type != "cpu" else FRAME_CASES[::every]
-    for case in cases:
-        yield f"frames {case.id}", of(case)
+    for name, method in reversed(WAYS.items()) if device.type != "cpu" else ():
+        for case in _large_pictures():
+            yield f"frames by {name} {case.id}", of(case, method)
+    for case in FRAME_CASES[::every]:
+        yield f"frames {case.id}", of(case, 0)
 
 
-def _large_pictures() -> list[object]:
+def _large_pictures() -> list[Any]:
     """Those of the tests that need several blocks, if pytest is there."""
     try:
         from test_frames_cuda import STREAMED
