@@ -306,6 +306,8 @@ int resident_blocks(const void* kernel, int threads, std::size_t shared, bool sh
   return result;
 }
 
+static_assert(kStageRows % kStripAlign == 0, "strips begin at multiples of kStageRows");
+
 // Output rows of a strip: few enough strips that little is read twice, in a number that fills the device evenly.
 int choose_strip_rows(int out_h, int blocks_per_strip, int resident) {
   int best = out_h;
