@@ -7,7 +7,7 @@ import time
 
 from mmcore.errors import DecodeTimeoutError
 
-__all__ = ["Cancelled", "Control"]
+__all__ = ["Cancelled", "Control", "join_thread"]
 
 
 class Cancelled(Exception):
@@ -48,3 +48,11 @@ class Control:
             raise Cancelled
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise DecodeTimeoutError(f"{self._name}: the frames did not come within {self._timeout} s")
+
+
+def join_thread(thread: threading.Thread) -> None:
+    """Wait until a thread has ended, even if its start was interrupted before or while it began."""
+    while not thread.is_alive() and thread in threading.enumerate():
+        time.sleep(0.0005)  # it is about to run, and cannot be joined yet
+    if thread.is_alive():
+        thread.join()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mmcore.errors import DecodeError
 
-from .control import Cancelled, Control
+from .control import Cancelled, Control, join_thread
 from .index import FrameIndex
 from .plan import make_pieces
 from .reader import FrameReader
@@ -301,7 +301,7 @@ class DecoderTeam:
             control.cancel()
             shelf.close()
             for thread in threads:
-                thread.join()
+                join_thread(thread)
 
         _stops[stop] = os.getpid()
         try:

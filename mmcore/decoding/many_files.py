@@ -29,6 +29,7 @@ from mmcore.ops.frame_transform import FrameTransform
 from mmcore.samplers import Sampler
 from mmcore.threads import get_num_threads
 
+from .control import join_thread
 from .frame import FrameBatch
 from .video_decoder import VideoDecoder
 
@@ -260,7 +261,7 @@ class _Workers:
         for decoder in decoders:
             decoder.close()
         for thread in self._threads:
-            thread.join()
+            join_thread(thread)
 
 
 _teams: weakref.WeakSet[_Workers] = weakref.WeakSet()

@@ -159,6 +159,31 @@ def test_other_reads_while_iterating(grouped: Path) -> None:
     assert number_of(next(one)) == 30
 
 
+@pytest.mark.parametrize("moment", ["before", "amid", "after"])
+def test_an_interrupt_while_threads_start(
+    grouped: Path, monkeypatch: pytest.MonkeyPatch, threads_end: None, moment: str
+) -> None:
+    start, begun = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if len(begun) < 2:
+            return start(thread)
+        if moment == "amid":  # the thread runs, but nobody waited until it did
+            monkeypatch.setattr(thread._started, "wait", lambda: None)  # type: ignore[attr-defined]
+        if moment != "before":
+            start(thread)
+        raise KeyboardInterrupt
+
+    decoder = VideoDecoder(grouped, num_threads=3)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.get_frames_in_range(0, 96)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert len(begun) == 2
+    assert numbers_of(decoder.get_frames_in_range(0, 96).data) == list(range(96))
+
+
 def test_close_while_iterating(grouped: Path) -> None:
     decoder = VideoDecoder(grouped, num_threads=2)
     frames = iter(decoder)
