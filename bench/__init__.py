@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("decode", "sparse", "frames", "fusion", "losses", "log_mel", "system")
+SUITES = ("decode", "sparse", "frames", "fusion", "losses", "log_mel", "system", "clips", "encode")
 
 
 def run(
@@ -31,10 +31,11 @@ def run(
 
     Parameters
     ----------
-    suite : {"decode", "sparse", "frames", "fusion", "losses", "log_mel", "system"}
+    suite : {"decode", "sparse", "frames", "fusion", "losses", "log_mel", "system", "clips", "encode"}
         "decode": files to tensors, end to end. "sparse": some frames of files, and opening them. "frames":
         the frames op alone. "fusion", "losses": that op, forward and backward. "log_mel": that op.
-        "system": a training step, from files to gradients.
+        "system": a training step, from files to gradients. "clips": pictures, sound and words of two seconds
+        of a file. "encode": frames in memory to files.
     plot, json : None or path
         PNG plot and JSON record to write.
     quick : bool
@@ -72,7 +73,9 @@ def run(
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder; it must exist before a long run")
     from bench import (
+        bench_clips,
         bench_decode,
+        bench_encode,
         bench_frames,
         bench_fusion,
         bench_log_mel,
@@ -100,12 +103,14 @@ def run(
         result = bench_sparse.run(
             quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
-    elif suite == "log_mel":
-        result = bench_log_mel.run(
-            quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
-        )
-    elif suite == "system":
-        result = bench_system.run(
+    elif suite in ("log_mel", "system", "clips", "encode"):
+        pipeline = {
+            "log_mel": bench_log_mel.run,
+            "system": bench_system.run,
+            "clips": bench_clips.run,
+            "encode": bench_encode.run,
+        }[suite]
+        result = pipeline(
             quick=quick, rounds=rounds, only=only, threads=threads, clock=clock, progress=progress
         )
     elif suite in ("fusion", "losses"):

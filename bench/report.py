@@ -6,9 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["clips", "plot", "progress", "table"]
+from bench import report_pipelines as pipelines
+from bench.report_shared import (
+    INK,
+    OURS,
+    OURS_SOFT,
+    PEER,
+    QUIET,
+    at_least,
+    busy,
+    milliseconds,
+    quartiles,
+    titles,
+)
 
-_OURS, _OURS_SOFT, _PEER, _INK, _QUIET = "#0b6e4f", "#6fb98f", "#9aa5b1", "#1f2933", "#66727f"
+__all__ = ["clips", "plot", "progress", "table"]
 
 
 def progress() -> Callable[[str], None]:
@@ -57,8 +69,10 @@ def table(result: dict[str, Any]) -> None:
         "frames": _frames_tables,
         "fusion": _step_tables,
         "losses": _step_tables,
-        "log_mel": _log_mel_table,
-        "system": _system_table,
+        "log_mel": pipelines.log_mel_table,
+        "system": pipelines.system_table,
+        "clips": pipelines.clips_table,
+        "encode": pipelines.encode_table,
     }
     tables[result["suite"]](result, console)
     for name, reason in result["absent"].items():
@@ -100,21 +114,14 @@ def _decode_tables(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         gains = (_gain(row["speedup"].get(k)) for k in ("pooled", "fresh", "as shipped"))
         t.add_row(
-            row["job"], _at_least(row["goals"].get("times_best_peer")), *gains, f"{row['wall_over_cpu']:.2f}"
+            row["job"], at_least(row["goals"].get("times_best_peer")), *gains, f"{row['wall_over_cpu']:.2f}"
         )
     console.print(t)
-    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
-        console.print(
-            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
-        )
+    busy(result, console)
 
 
 def _at_most(value: float | None) -> str:
     return "" if value is None else f"<= {value:.2f}"
-
-
-def _at_least(value: float | None) -> str:
-    return "" if value is None else f">= {value:.1f}"
 
 
 def _gain(entry: dict[str, Any] | None) -> str:
@@ -156,12 +163,9 @@ def _sparse_tables(result: dict[str, Any], console: Any) -> None:
                 row["case"],
                 "" if yardstick is None else f"{yardstick[1]:.1f}",
                 _at_most(goals.get("times_yardstick", goals.get("milliseconds"))),
-                *(
-                    _quartiles(row["competitors"].get(n, {}).get(unit), short=n in _PEER_SHADES)
-                    for n in names
-                ),
-                *(_quartiles(row["over_best_peer"].get(n)) for n in ("mmcore", _SAVED)),
-                _at_least(goals.get("times_best_peer")),
+                *(quartiles(row["competitors"].get(n, {}).get(unit), short=n in _PEER_SHADES) for n in names),
+                *(quartiles(row["over_best_peer"].get(n)) for n in ("mmcore", _SAVED)),
+                at_least(goals.get("times_best_peer")),
             )
         console.print(t)
     ways: dict[str, list[str]] = {}
@@ -176,17 +180,7 @@ def _sparse_tables(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         for way, reason in row["excluded"].items():
             console.print(f"excluded: {row['case']}: {way}: {reason}", style="yellow", markup=False)
-    if max(r["wall_over_cpu"] for r in rows) > 1.1 and result["clock"] == "wall" and result["threads"] == 1:
-        console.print(
-            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
-        )
-
-
-def _quartiles(values: Sequence[float] | None, short: bool = False) -> str:
-    if not values:
-        return ""
-    low, middle, high = (f"{v:.2f}" if v < 100 else f"{v:.0f}" for v in values)
-    return middle if short else f"{middle} ({low}-{high})"
+    busy(result, console, 1.1)
 
 
 def _frames_tables(result: dict[str, Any], console: Any) -> None:
@@ -255,21 +249,18 @@ def _step_tables(result: dict[str, Any], console: Any) -> None:
             t.add_row(
                 row["case"],
                 f"{row['bytes'] / 1e6:.0f}" if share else "",
-                *(_ms(e["competitors"][n]["ms"]) if n in e["competitors"] else "" for n in timed),
+                *(milliseconds(e["competitors"][n]["ms"]) if n in e["competitors"] else "" for n in timed),
                 _spread(over["eager"]),
-                _at_least(goals["eager"]),
+                at_least(goals["eager"]),
                 _spread(over["torch.compile"]) if "torch.compile" in over else "",
-                _at_least(goals["torch.compile"]),
+                at_least(goals["torch.compile"]),
                 f"{min(over[n]['median'] for n in _STEP_PEERS if n in over):.2f}",
                 _percent(share["mmcore"]) if share else "",
                 "" if goals["of_bandwidth"] is None else f">= {goals['of_bandwidth']:.0%}",
             )
         console.print(t)
     _peak_table(result, timed, console)
-    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
-        console.print(
-            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
-        )
+    busy(result, console)
 
 
 def _peak_table(result: dict[str, Any], timed: Sequence[str], console: Any) -> None:
@@ -287,10 +278,6 @@ def _peak_table(result: dict[str, Any], timed: Sequence[str], console: Any) -> N
     console.print(t)
 
 
-def _ms(value: float) -> str:
-    return f"{value:.3g}" if value < 1 else f"{value:.1f}"
-
-
 def _spread(entry: dict[str, float]) -> str:
     return f"{entry['median']:.2f} ({entry['lower_quartile']:.2f}-{entry['upper_quartile']:.2f})"
 
@@ -298,156 +285,6 @@ def _spread(entry: dict[str, float]) -> str:
 def _percent(entry: dict[str, float]) -> str:
     low, high = (entry[k] * 100 for k in ("lower_quartile", "upper_quartile"))
     return f"{entry['median']:.0%} ({low:.0f}-{high:.0f})"
-
-
-_LOG_MEL_PEERS = {
-    "transformers": "#5b6b7a",
-    "torchaudio": "#7f8d9a",
-    "librosa": "#9aa5b1",
-    "eager": "#b9c2ca",
-    "torch.compile": "#d3d9de",
-}
-
-
-def _log_mel_table(result: dict[str, Any], console: Any) -> None:
-    from rich.table import Table
-
-    rows = result["rows"]
-    names = [n for n in (*_LOG_MEL_PEERS, "torch FFT alone", "mmcore") if any(n in r["ms"] for r in rows)]
-    t = Table(
-        title=f"log_mel, ms, {result['threads']} thread(s), {result['clock']} clock, median of "
-        f"{result['rounds']} interleaved rounds (quartiles)"
-    )
-    t.add_column("case")
-    for name in names:
-        t.add_column(name, justify="right", style="bold green" if name == "mmcore" else None)
-    for column in ("best peer / mmcore", "goal", "FFT alone / mmcore", "largest error"):
-        t.add_column(column, justify="right")
-    for row in rows:
-        ours, best = row["ours_over"], row["best_peer"]
-        t.add_row(
-            row["case"],
-            *(_ms(row["ms"][n][1]) if n in row["ms"] else "" for n in names),
-            "" if best is None else f"{ours[best][1]:.1f} ({ours[best][0]:.1f}-{ours[best][2]:.1f}) {best}",
-            _at_least(row["goal"]),
-            f"{ours['torch FFT alone'][1]:.1f}",
-            f"{row['errors']['mmcore']:.1g}",
-        )
-    console.print(t)
-    if max(r["wall_over_cpu"] for r in rows) > 1.05 and result["clock"] == "wall" and result["threads"] == 1:
-        console.print(
-            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
-        )
-
-
-def _log_mel_plot(result: dict[str, Any], plt: Any) -> Any:
-    rows = result["rows"]
-    height = 0.95 * len(rows) + 1.6
-    figure, axis = plt.subplots(figsize=(11, height))
-    colours = {**_LOG_MEL_PEERS, "torch FFT alone": "#e0b062"}
-    at_row, position, room = [], 0.0, 1.0
-    labelled: set[str] = set()
-    for row in rows:
-        names = [n for n in colours if n in row["ours_over"]]
-        at_row.append(position + (len(names) - 1) / 2)
-        for name in names:
-            times = row["ours_over"][name][1]
-            label = None if name in labelled else name
-            labelled.add(name)
-            axis.barh(position, times, height=0.92, color=colours[name], label=label)
-            axis.text(times, position, f" {times:.1f}", va="center", fontsize=7.5, color=_QUIET)
-            room = max(room, times)
-            position += 1
-        position += 0.8
-    axis.axvline(1, color=_OURS, lw=1.5, zorder=2)
-    axis.set_xlim(0, room * 1.12)
-    axis.set_yticks(at_row, [r["case"] for r in rows])
-    axis.set_ylim(position - 1, -1)
-    axis.tick_params(axis="y", length=0, labelsize=9)
-    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
-    _titles(
-        figure,
-        height,
-        "Log-mel spectrograms: times mmcore's time",
-        f"Line: mmcore. Waveform in memory to features; {result['threads']} thread(s), {result['clock']} "
-        f"clock, medians of {result['rounds']} interleaved rounds.",
-        result,
-    )
-    return figure
-
-
-_PART_SHADES = {"read": "#0b6e4f", "encoders": "#9aa5b1", "fusion": "#e0b062", "heads and losses": "#b5533c"}
-
-
-def _system_table(result: dict[str, Any], console: Any) -> None:
-    from rich.table import Table
-
-    t = Table(
-        title=f"One training step, files to gradients, ms, {result['threads']} thread(s), {result['clock']} "
-        f"clock, median of {result['rounds']} interleaved rounds (quartiles); parts forward and backward"
-    )
-    for column in ("case", "on", "", *_PART_SHADES, "step", "eager / mmcore"):
-        t.add_column(column, justify="left" if column in ("case", "on", "") else "right")
-    for row in result["rows"]:
-        low, middle, high = row["eager_over_ours"]
-        for name, parts in row["parts_ms"].items():
-            whole = sum(parts.values())
-            ours = name == "mmcore"
-            t.add_row(
-                row["case"] if ours else "",
-                row["device"] if ours else "",
-                name,
-                *(f"{_ms(parts[part])} ({parts[part] / whole:.0%})" for part in _PART_SHADES),
-                f"{row['ms'][name][1]:.0f} ({row['ms'][name][0]:.0f}-{row['ms'][name][2]:.0f})",
-                f"{middle:.2f} ({low:.2f}-{high:.2f})" if ours else "",
-                style="bold green" if ours else None,
-            )
-    console.print(t)
-    if max(r["wall_over_cpu"] for r in result["rows"]) > 1.05 and result["clock"] == "wall":
-        console.print(
-            "Other programs used this core: repeat on a quiet machine, or read --clock cpu.", style="red"
-        )
-
-
-def _system_plot(result: dict[str, Any], plt: Any) -> Any:
-    rows = result["rows"]
-    height = 0.95 * len(rows) + 1.7
-    figure, axis = plt.subplots(figsize=(11, height))
-    ticks = []
-    for i, row in enumerate(rows):
-        whole = sum(row["parts_ms"]["mmcore"].values())
-        for k, (name, parts) in enumerate(row["parts_ms"].items()):
-            at, left = 3 * i + k, 0.0
-            for part, colour in _PART_SHADES.items():
-                share = parts[part] / whole
-                axis.barh(at, share, left=left, height=0.86, color=colour, label=None if at else part)
-                left += share
-            axis.text(left, at, f" {row['ms'][name][1]:.0f} ms", va="center", fontsize=8.5, color=_QUIET)
-            ticks.append((at, f"{row['case']}, {row['device']}: mmcore" if k == 0 else name))
-    axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
-    axis.set_ylim(3 * len(rows) - 1.4, -0.7)
-    axis.set_xlim(0, axis.get_xlim()[1] * 1.06)
-    axis.tick_params(axis="y", length=0, labelsize=9)
-    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
-    figure.legend(
-        *axis.get_legend_handles_labels(),
-        frameon=False,
-        fontsize=9,
-        ncols=len(_PART_SHADES),
-        loc="upper left",
-        bbox_to_anchor=(0.006, 1 - 0.62 / height),
-    )
-    _titles(
-        figure,
-        height,
-        "One training step, files to gradients: times mmcore's step",
-        f"Parts forward and backward; {result['threads']} thread(s), {result['clock']} clock, medians of "
-        f"{result['rounds']} interleaved rounds.",
-        result,
-        lines=3,
-    )
-    return figure
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -464,8 +301,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
             "frames": _frames_plot,
             "fusion": _step_plot,
             "losses": _step_plot,
-            "log_mel": _log_mel_plot,
-            "system": _system_plot,
+            "log_mel": pipelines.log_mel_plot,
+            "system": pipelines.system_plot,
+            "clips": pipelines.files_plot,
+            "encode": pipelines.files_plot,
         }
         figure = draw[result["suite"]](result, plt)
         figure.savefig(path, dpi=130, facecolor="white")
@@ -485,30 +324,30 @@ def _decode_plot(result: dict[str, Any], plt: Any) -> Any:
         entries = row["competitors"]
         names = sorted(entries, key=lambda n: entries[n]["pooled"]["times_raw"])
         pooled, fresh = ([entries[n][regime]["times_raw"] for n in names] for regime in ("pooled", "fresh"))
-        colours = [_OURS if n == "mmcore" else _OURS_SOFT if n.startswith("mmcore") else _PEER for n in names]
+        colours = [OURS if n == "mmcore" else OURS_SOFT if n.startswith("mmcore") else PEER for n in names]
         axis.barh(names, fresh, color=colours, height=0.72, alpha=0.35)
         axis.barh(names, pooled, color=colours, height=0.72)
-        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)))
+        axis.axvline(1, color=INK, lw=1, ls=(0, (4, 3)))
         room = max(*pooled, *fresh)
         for i, (value, other) in enumerate(zip(pooled, fresh, strict=True)):
             inside = {"va": "center", "ha": "right", "fontsize": 9, "fontweight": "bold", "color": "white"}
             axis.text(value - room * 0.01, i, f"{value:.2f}", **inside)
             axis.text(
-                max(value, other) + room * 0.01, i, f"{other:.2f}", va="center", fontsize=8.5, color=_QUIET
+                max(value, other) + room * 0.01, i, f"{other:.2f}", va="center", fontsize=8.5, color=QUIET
             )
         axis.invert_yaxis()
         axis.set_xlim(0, room * 1.13)
         axis.tick_params(axis="y", length=0, labelsize=9.5)
-        axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+        axis.tick_params(axis="x", labelsize=8.5, colors=QUIET)
         for label, name in zip(axis.get_yticklabels(), names, strict=True):
             label.set_fontweight("bold" if name == "mmcore" else "normal")
         axis.set_title(
             f"{row['job']}   (raw decode = {row['raw_us_per_frame']:.0f} µs a frame)",
             loc="left",
             fontsize=10.5,
-            color=_INK,
+            color=INK,
         )
-    _titles(
+    titles(
         figure,
         height,
         "Video file to normalised float32 tensor: time as a multiple of raw decode",
@@ -519,11 +358,11 @@ def _decode_plot(result: dict[str, Any], plt: Any) -> Any:
     return figure
 
 
-_PEER_SHADES = {"PyAV": "#5f6c78", "TorchCodec": _PEER, "decord": "#cfd6dc", "OpenCV": "#d9b98c"}
+_PEER_SHADES = {"PyAV": "#5f6c78", "TorchCodec": PEER, "decord": "#cfd6dc", "OpenCV": "#d9b98c"}
 
 
 def _sparse_plot(result: dict[str, Any], plt: Any) -> Any:
-    colours = {"mmcore": _OURS, _SAVED: _OURS_SOFT, **_PEER_SHADES}
+    colours = {"mmcore": OURS, _SAVED: OURS_SOFT, **_PEER_SHADES}
     pairs: list[list[tuple[str, list[dict[str, Any]]]]] = []
     for group in _SPARSE_TITLES:
         panels: dict[str, list[dict[str, Any]]] = {}
@@ -542,7 +381,7 @@ def _sparse_plot(result: dict[str, Any], plt: Any) -> Any:
         for axis, (name, rows) in zip(line, pair, strict=False):
             _sparse_panel(axis, name, rows, colours)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    goal = plt.Line2D([], [], color=_INK, lw=2)
+    goal = plt.Line2D([], [], color=INK, lw=2)
     figure.legend(
         [*handles, goal],
         [*colours, "goal for mmcore"],
@@ -553,7 +392,7 @@ def _sparse_plot(result: dict[str, Any], plt: Any) -> Any:
         borderaxespad=0,
         bbox_to_anchor=(0.006, 1 - 0.84 / height),
     )
-    _titles(
+    titles(
         figure,
         height,
         "A few frames of a video file to normalised float32",
@@ -579,7 +418,7 @@ def _sparse_panel(axis: Any, name: str, rows: Sequence[dict[str, Any]], colours:
             axis.barh(end, value, height=0.9, color=colours[library])
             goal = row["goals"].get({"mmcore": "times_yardstick", _SAVED: "milliseconds"}.get(library))
             if goal is not None:
-                axis.plot([goal, goal], [end - 0.45, end + 0.45], color=_INK, lw=2)
+                axis.plot([goal, goal], [end - 0.45, end + 0.45], color=INK, lw=2)
             axis.annotate(
                 f"{value:.2f}" if value < 100 else f"{value:.0f}",
                 (max(value, goal or 0), end),
@@ -588,7 +427,7 @@ def _sparse_panel(axis: Any, name: str, rows: Sequence[dict[str, Any]], colours:
                 va="center",
                 fontsize=8,
                 fontweight="bold" if ours else "normal",
-                color=_INK if ours else _QUIET,
+                color=INK if ours else QUIET,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
             )
             room = max(room, value, goal or 0)
@@ -598,7 +437,7 @@ def _sparse_panel(axis: Any, name: str, rows: Sequence[dict[str, Any]], colours:
         ticks.append(((start + end - 1) / 2, f"{label}\n{gain[1]:.2f}x" if gain else label))
         end += 0.8
     if unit == "times_yardstick":
-        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)), zorder=2)
+        axis.axvline(1, color=INK, lw=1, ls=(0, (4, 3)), zorder=2)
     axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     axis.set_ylim(end - 0.9, -0.9)
     axis.set_xlim(0, room * 1.12)
@@ -606,10 +445,10 @@ def _sparse_panel(axis: Any, name: str, rows: Sequence[dict[str, Any]], colours:
         axis.set_xscale("log")
         axis.set_xlim(5, room * 2)
     axis.tick_params(axis="y", length=0, labelsize=9)
-    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    axis.tick_params(axis="x", labelsize=8.5, colors=QUIET)
     yardstick = "" if rows[-1]["yardstick_ms"] is None else f"   ({rows[-1]['yardstick_ms'][1]:.1f} ms)"
     text = "times the dashed line" + yardstick if unit == "times_yardstick" else "milliseconds"
-    axis.set_title(f"{name}: {text}", loc="left", fontsize=10.5, color=_INK)
+    axis.set_title(f"{name}: {text}", loc="left", fontsize=10.5, color=INK)
 
 
 def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
@@ -625,15 +464,15 @@ def _frames_plot(result: dict[str, Any], plt: Any) -> Any:
         micros = [r["isas"][isa]["us_per_frame"] for r in rows if isa in r["isas"]]
         axis.barh(at, values, height=step * 0.9, color=shades[-len(isas) :][k], label=isa)
         for y, value, micro in zip(at, values, micros, strict=True):
-            axis.text(value, y, f" {value:.2f}  ({micro:.0f} µs)", va="center", fontsize=8, color=_INK)
-    axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)))
+            axis.text(value, y, f" {value:.2f}  ({micro:.0f} µs)", va="center", fontsize=8, color=INK)
+    axis.axvline(1, color=INK, lw=1, ls=(0, (4, 3)))
     axis.set_yticks([i + step * (len(isas) - 1) / 2 for i in range(len(rows))], [r["case"] for r in rows])
     axis.tick_params(axis="y", length=0, labelsize=9)
-    axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+    axis.tick_params(axis="x", labelsize=8.5, colors=QUIET)
     axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
     axis.set_ylim(len(rows) - step * 0.4, -step)
     axis.legend(frameon=False, loc="lower right", fontsize=9)
-    _titles(
+    titles(
         figure,
         height,
         "The frames op alone: time as a multiple of the memory floor",
@@ -652,12 +491,12 @@ def _step_plot(result: dict[str, Any], plt: Any) -> Any:
     present = {name for row in rows for name in row["relative_errors"]}
     colours = {
         "eager tuned": "#cfd6dc",
-        "torch.compile": _PEER,
+        "torch.compile": PEER,
         "compile tuned": "#5f6c78",
         "Liger-Kernel": "#b58a5b",
         "linear_cross_entropy": "#d9b98c",
-        _OURS_TOO: _OURS_SOFT,
-        "mmcore": _OURS,
+        _OURS_TOO: OURS_SOFT,
+        "mmcore": OURS,
     }
     bars = [(name, colour) for name, colour in colours.items() if name in present]
     # Each row is as tall as its bars are many.
@@ -700,15 +539,15 @@ def _step_plot(result: dict[str, Any], plt: Any) -> Any:
                     va="center",
                     fontsize=7.5,
                     fontweight="bold" if ours else "normal",
-                    color=_INK if ours else _QUIET,
+                    color=INK if ours else QUIET,
                     # over the dashed line
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
                 )
         room = max(room, *(x for entries in drawn.values() for _, x, _ in entries))
-        axis.axvline(1, color=_INK, lw=1, ls=(0, (4, 3)), zorder=2)
-        axis.set_title(f"{regime} memory", loc="left", fontsize=10.5, color=_INK)
+        axis.axvline(1, color=INK, lw=1, ls=(0, (4, 3)), zorder=2)
+        axis.set_title(f"{regime} memory", loc="left", fontsize=10.5, color=INK)
         axis.tick_params(axis="y", length=0, labelsize=9)
-        axis.tick_params(axis="x", labelsize=8.5, colors=_QUIET)
+        axis.tick_params(axis="x", labelsize=8.5, colors=QUIET)
     axes[0, 0].set_xlim(0, room * 1.25)
     axes[0, 0].set_yticks(at_row, [r["case"] for r in rows])
     axes[0, 0].set_ylim(end - 0.8, -1)
@@ -720,7 +559,7 @@ def _step_plot(result: dict[str, Any], plt: Any) -> Any:
         loc="lower right",
         bbox_to_anchor=(0.995, 0),
     )
-    _titles(
+    titles(
         figure,
         height,
         f"{_STEP_TITLES[result['suite']]}, forward and backward: times faster than eager torch",
@@ -732,15 +571,3 @@ def _step_plot(result: dict[str, Any], plt: Any) -> Any:
         lines=2,
     )
     return figure
-
-
-def _titles(
-    figure: Any, height: float, title: str, subtitle: str, result: dict[str, Any], lines: int = 1
-) -> None:
-    m = result["machine"]
-    figure.text(0.012, 1 - 0.16 / height, title, fontsize=14, fontweight="bold", va="top", color=_INK)
-    figure.text(0.012, 1 - 0.46 / height, subtitle, fontsize=9.5, va="top", color=_QUIET)
-    versions = "  ".join(f"{k} {v}" for k, v in m["versions"].items() if k not in ("python", "numpy"))
-    foot = f"{m['cpu']}, ISA {m['mmcore_build'].get('isa')}, {m['date'][:10]}.  {versions}"
-    figure.text(0.012, 0.08 / height, foot, fontsize=8, va="bottom", color=_QUIET)
-    figure.tight_layout(rect=(0, 0.26 / height, 1, 1 - (0.54 + 0.18 * lines) / height))

@@ -135,6 +135,7 @@ def machine(cores: Sequence[int]) -> dict[str, Any]:
         "transformers",
         "torchaudio",
         "librosa",
+        "pysubs2",
     ):
         try:
             versions[name] = metadata.version(name)

@@ -25,6 +25,8 @@ class Suite(StrEnum):
     losses = "losses"
     log_mel = "log_mel"
     system = "system"
+    clips = "clips"
+    encode = "encode"
 
 
 class Clock(StrEnum):
@@ -40,7 +42,8 @@ def bench(
         typer.Argument(
             help="frames: the kernel alone; decode: files to tensors, with peers; sparse: some frames"
             " of files, with peers; fusion, losses: that op, forward and backward, with peers;"
-            " log_mel: that op, with peers; system: a training step from files to gradients."
+            " log_mel: that op, with peers; system: a training step from files to gradients; clips:"
+            " pictures, sound and words of files, with peers; encode: frames to files, with peers."
         ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Write a plot of the result to this PNG file.")] = None,
