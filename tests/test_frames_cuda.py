@@ -110,6 +110,29 @@ def test_a_block_may_have_more_threads_than_its_frame_needs(
     assert torch.equal(result, expected)
 
 
+def test_a_launch_is_allowed_what_it_asks_for_after_one_that_asks_for_less(emulator: ctypes.CDLL) -> None:
+    launches = [(0, 90_000), (1, 50_000), (0, 60_000), (0, 90_000), (1, 70_000), (1, 70_000), (0, 90_001)]
+    kernels, sizes = ((ctypes.c_int * len(launches))(*column) for column in zip(*launches, strict=True))
+    assert emulator.frames_emulator_refused_launches(kernels, sizes, len(launches)) == 0
+
+
+@pytest.mark.parametrize(
+    ("out_h", "blocks", "resident"), [(224, 128, 264), (224, 4, 264), (1, 1, 1), (97, 7, 5)]
+)
+def test_strips_are_whole_stages_that_cost_no_more_than_one(
+    out_h: int, blocks: int, resident: int, emulator: ctypes.CDLL
+) -> None:
+    rows = emulator.frames_emulator_strip_rows(out_h, blocks, resident)
+    assert rows > 0
+    assert rows % 4 == 0
+
+    def turns(strips: int) -> int:
+        return -(-strips * blocks // resident)
+
+    whole = -(-out_h // 4) * 4
+    assert turns(-(-out_h // rows)) * (rows + 2.5) <= turns(1) * (whole + 2.5)
+
+
 needs_gpu = pytest.mark.gpu
 
 

@@ -13,6 +13,7 @@
 
 #include "frames_body.h"
 #include "frames_integer.h"
+#include "frames_launch.h"
 #include "frames_matrix.h"
 
 namespace mmcore::cuda {
@@ -283,14 +284,13 @@ Device current_device() {
 int resident_blocks(const void* kernel, int threads, std::size_t shared, bool shared_first = false) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int, std::size_t>, int> known;
-  static std::map<std::pair<int, const void*>, std::size_t> allowed;
+  static SharedLimits limits;
   const Device device = current_device();
   const std::lock_guard<std::mutex> lock(mutex);
   int& result = known[{device.index, kernel, threads, shared}];
   if (result == 0) {
     int per_multiprocessor = 0;
-    std::size_t& most = allowed[{device.index, kernel}];
-    if (shared > most) {
+    limits.allow(device.index, kernel, shared, [&] {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
             "shared memory");
       if (shared_first) {
@@ -298,31 +298,11 @@ int resident_blocks(const void* kernel, int threads, std::size_t shared, bool sh
                                    cudaSharedmemCarveoutMaxShared),
               "shared memory");
       }
-      most = shared;
-    }
+    });
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared), "occupancy");
     result = std::max(1, device.multiprocessors * per_multiprocessor);
   }
   return result;
-}
-
-static_assert(kStageRows % kStripAlign == 0, "strips begin at multiples of kStageRows");
-
-// Output rows of a strip: few enough strips that little is read twice, in a number that fills the device evenly.
-int choose_strip_rows(int out_h, int blocks_per_strip, int resident) {
-  int best = out_h;
-  double best_cost = 0;
-  for (int strips = 1; strips <= (out_h + kStageRows - 1) / kStageRows; ++strips) {
-    const int rows = ((out_h + strips - 1) / strips + kStageRows - 1) / kStageRows * kStageRows;
-    const std::int64_t total = static_cast<std::int64_t>((out_h + rows - 1) / rows) * blocks_per_strip;
-    // a block also reads about an output row's worth above its strip and one below, and has a pipeline to fill
-    const double cost = static_cast<double>((total + resident - 1) / resident) * (rows + 2.5);
-    if (strips == 1 || cost < best_cost) {
-      best = rows;
-      best_cost = cost;
-    }
-  }
-  return best;
 }
 
 template <int kFrames, typename T, int kN, int kLuma, int kChroma>

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <vector>
 
 #include "frames_body.h"
 #include "frames_integer.h"
+#include "frames_launch.h"
 #include "frames_matrix.h"
 
 // Threads of a block at least: on a device the frame that needs most of a launch says how many.
@@ -192,4 +194,21 @@ extern "C" int frames_emulator(const std::uint8_t* tables, const std::uint8_t* c
   } catch (const std::exception&) {
     return -1;
   }
+}
+
+// Launches of kernels with so much shared memory, one after another, on a device where a launch may ask for what was last
+// set for its kernel: how many are refused.
+extern "C" int frames_emulator_refused_launches(const int* kernels, const int* bytes, int count) {
+  mmcore::cuda::SharedLimits limits;
+  std::map<int, int> set;
+  int refused = 0;
+  for (int i = 0; i < count; ++i) {
+    limits.allow(0, kernels + kernels[i], static_cast<std::size_t>(bytes[i]), [&] { set[kernels[i]] = bytes[i]; });
+    refused += bytes[i] > set[kernels[i]];
+  }
+  return refused;
+}
+
+extern "C" int frames_emulator_strip_rows(int out_h, int blocks_per_strip, int resident) {
+  return mmcore::cuda::choose_strip_rows(out_h, blocks_per_strip, resident);
 }
