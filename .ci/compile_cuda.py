@@ -39,9 +39,9 @@ BOUNDS = (
     # up to 8 warps a block and two blocks
     Bound("integer_kernel", 128, 8),
     Bound("matrix_kernel", 128, 0),
-    Bound("stream_kernel", 128, 136),
+    Bound("stream_kernel", 128, 144),
     Bound("gather_kernel", 64, 0),
-    Bound("bytes_kernel", 64, 0),
+    Bound("bytes_kernel", 64, 16),
 )
 
 
