@@ -276,11 +276,12 @@ def losses_kernel(
 
 
 @triton.jit
-def _sum_slots(partials, programs, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, programs, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
-        total += tl.load(partials + slot, mask=slot < programs, other=0.0)
+def _sum_slots(partials, programs, BLOCK: tl.constexpr, LOOP: tl.constexpr):
+    slot = tl.arange(0, BLOCK)
+    total = tl.load(partials + slot, mask=slot < programs, other=0.0)
+    if LOOP:
+        for start in range(BLOCK, programs, BLOCK):
+            total += tl.load(partials + start + slot, mask=start + slot < programs, other=0.0)
     return tl.sum(total, 0)
 
 
@@ -300,44 +301,62 @@ def losses_sum_kernel(
     REDUCTIONS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    LOOP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Losses (K,), their total, and the gradients of weights and log_vars, of what ``losses_kernel`` summed.
 
     Grid: (1,). Pointers of what nobody asks for are None. The spans, numbers and constants are those
     of ``losses_kernel``. OVERLAP: it is launched while that runs, which saves the time of a launch, and waits
-    for its end here.
+    for its end here. LOOP: a head has more programs than BLOCK.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
     upstream = 1.0
     if grad_total is not None:
         upstream = tl.load(grad_total).to(tl.float32)
-    all_terms = tl.full((), 0.0, tl.float32)
+    # All that is read before anything is written, so that one reading does not wait for another.
+    nothing = tl.full((), 0.0, tl.float32)
+    read = ()
     for i in tl.static_range(len(HEADS)):
-        value = tl.full((), 0.0, tl.float32)
-        dweight = value
-        dlog_var = value
+        value = nothing
+        count = nothing
+        divisor = nothing
+        z = nothing
+        lam = nothing + 1.0
+        s = nothing
         if REDUCTIONS[i] != "none":
             _, first, programs, _, _, _ = _span(spans[i], 6)
-            value = _sum_slots(partials + first, programs, BLOCK)
-            count = _sum_slots(partials + 2 * all_programs + first, programs, BLOCK)
-            if REDUCTIONS[i] == "mean":
-                divisor = count
-                if HEADS[i][0]:
-                    divisor = _sum_slots(partials + 3 * all_programs + first, programs, BLOCK)
-                value = _over(value, divisor)
+            value = _sum_slots(partials + first, programs, BLOCK, LOOP)
+            count = _sum_slots(partials + 2 * all_programs + first, programs, BLOCK, LOOP)
+            divisor = count
+            if HEADS[i][0]:
+                divisor = _sum_slots(partials + 3 * all_programs + first, programs, BLOCK, LOOP)
             if HEADS[i][2]:
-                z = _sum_slots(partials + all_programs + first, programs, BLOCK)
-                if REDUCTIONS[i] == "mean":
-                    z = _over(z, count)
-                value += z
-            term = value
-            lam = 1.0
+                z = _sum_slots(partials + all_programs + first, programs, BLOCK, LOOP)
             if weights is not None:
                 lam = tl.load(weights[0] + i * weights[1]).to(tl.float32)
             if log_vars is not None:
                 s = tl.load(log_vars[0] + i * log_vars[1]).to(tl.float32)
+        read = read + (value, count, divisor, z, lam, s)
+    all_terms = nothing
+    for i in tl.static_range(len(HEADS)):
+        value = read[6 * i]
+        count = read[6 * i + 1]
+        dweight = nothing
+        dlog_var = nothing
+        if REDUCTIONS[i] != "none":
+            if REDUCTIONS[i] == "mean":
+                value = _over(value, read[6 * i + 2])
+            if HEADS[i][2]:
+                z = read[6 * i + 3]
+                if REDUCTIONS[i] == "mean":
+                    z = _over(z, count)
+                value += z
+            term = value
+            lam = read[6 * i + 4]
+            if log_vars is not None:
+                s = read[6 * i + 5]
                 scaled = numbers[i][6] * tl.exp(-s) * value
                 term = scaled + 0.5 * s
                 dlog_var = tl.where(count > 0, upstream * lam * (0.5 - scaled), 0.0)
@@ -354,11 +373,13 @@ def losses_sum_kernel(
 
 
 @triton.jit
-def losses_scale_kernel(gradients, factor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def losses_scale_kernel(gradients, factor, COUNT: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Multiply gradients, (pointer, elements) each, by a number; nothing is touched if it is 1.
 
-    Grid: (programs, gradients).
+    Grid: (programs, gradients). OVERLAP: it is launched before what is before it ends, for which it waits.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
     by = tl.load(factor).to(tl.float32)
     if by != 1.0:
         for i in tl.static_range(COUNT):

@@ -39,6 +39,7 @@ class Sizes(NamedTuple):
     vector_bytes: int = losses.VECTOR_BYTES
     vectors: int = losses.VECTORS
     lanes: int = losses.LANES
+    sums: int = losses.SUMS
 
 
 class KernelCase(NamedTuple):
@@ -55,7 +56,8 @@ class KernelCase(NamedTuple):
 
 
 _NORMAL = Sizes()
-_SMALL = Sizes(max_block=16, tile=16, counted_here=2, slots=4)  # blocks, tiles and parts with few numbers
+# Blocks, tiles and parts with few numbers.
+_SMALL = Sizes(max_block=16, tile=16, counted_here=2, slots=4, sums=2)
 _LONG = Sizes(max_block=4, tile=16, vector_bytes=4, vectors=2, lanes=2)  # rows of several tiles, as long ones
 _TILES = Sizes(
     tile=32, slots=8, narrow=0

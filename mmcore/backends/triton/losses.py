@@ -66,11 +66,15 @@ COUNTED_HERE = 4096
 SLOTS = 1024
 """Parts at most in which more labels are counted, and how many are counted at a time."""
 
+SUMS = 1024
+"""Of programs at most that are added up at a time."""
+
 NARROW = 2**31 - 2**16
 """Units of a head below it are int32 in the kernels."""
 
 OVERLAPPED = True
-"""Whether sums are launched before what they sum has ended, where a GPU can do that."""
+"""Whether kernels whose work is shorter than a launch are launched before what they wait for has ended, where
+a GPU can do that."""
 
 _WAVES = 16
 """Programs of a head at most, for each multiprocessor."""
@@ -176,6 +180,9 @@ def _scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> tuple[()]:
     jobs = [(g, g.numel()) for g in flat if g is not None]
     grid = min(max(-(-n // TILE) for _, n in jobs), _programs(device, _WAVES))
     arguments = {"gradients": _nested(jobs), "factor": factor, "COUNT": len(jobs), "BLOCK": TILE}
+    arguments["OVERLAP"] = OVERLAPPED and _cuda_arch() >= 90
+    if arguments["OVERLAP"]:
+        arguments["launch_pdl"] = True
     with _on_device(device):
         _launch(kernels.losses_scale_kernel, (grid, len(jobs)), 4, arguments)
     return ()
@@ -289,18 +296,21 @@ class _Call:
             _launch(kernels.losses_kernel, (programs,), warps, {**arguments, **tensors, **common})
         if sums:
             most = max(plan.programs for plan in plans)
+            block = min(SUMS, max(128, _power_of_two(max(1, most))))
             arguments = {
                 "total": total,
                 "losses": losses,
                 "dweights": self.dweights,
                 "dlog_vars": self.dlog_vars,
                 "numbers": numbers,
-                "BLOCK": max(128, min(1024, _power_of_two(max(1, most)))),
+                "BLOCK": block,
+                "LOOP": most > block,
                 "OVERLAP": overlap,
             }
             if overlap:
                 arguments["launch_pdl"] = True
-            _launch(kernels.losses_sum_kernel, (1,), 4, {**arguments, **common})
+            # One warp has no barriers, between which it would wait for its readings one by one.
+            _launch(kernels.losses_sum_kernel, (1,), 1 if block <= 256 else 4, {**arguments, **common})
 
     def _count(self, plans: Sequence[_Plan], tensors: dict[str, Any]) -> Tensor | None:
         """Parts of the counts of labels that are too many for each program to count."""
