@@ -1,6 +1,7 @@
 // Tables of the kernel of whole numbers, see kernels/cuda/frames_integer.h.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "frames_tables_block.h"
@@ -9,19 +10,32 @@ namespace mmcore {
 
 namespace {
 
+// An output's weights times `scale` as whole numbers. What rounding takes from one goes to the next, so that a flat
+// picture loses nothing.
+std::vector<int> whole_weights(const std::vector<double>& weights, double scale) {
+  std::vector<int> whole;
+  whole.reserve(weights.size());
+  double rest = 0;
+  for (double w : weights) {
+    rest += w * scale;
+    whole.push_back(static_cast<int>(std::rint(rest)));
+    rest -= whole.back();
+  }
+  return whole;
+}
+
 // The largest power of 2 with which neither a weight leaves its three digits nor a sum, of samples up to `most`, 31
 // bits. Weights whose absolute values sum to 1 keep 22 or 23 bits behind the point.
 int integer_exponent(const AxisTaps& taps, double most) {
-  constexpr double kMostWeight = 127 * 65536 + 127 * 256 + 127, kMostSum = 2147483647;
+  constexpr int kMostWeight = 127 * 65536 + 127 * 256 + 127;
+  constexpr double kMostSum = 2147483647;
   for (int exponent = 23;; --exponent) {
-    const double scale = std::ldexp(1.0, exponent);
     bool fits = true;
     for (const auto& w : taps.weight) {
       double sum = 0;
-      for (double v : w) {
-        const double whole = std::fabs(std::rint(v * scale));
-        sum += whole;
-        fits = fits && whole <= kMostWeight;
+      for (int whole : whole_weights(w, std::ldexp(1.0, exponent))) {
+        sum += std::abs(whole);
+        fits = fits && std::abs(whole) <= kMostWeight;
       }
       fits = fits && sum * most <= kMostSum;
     }
@@ -42,25 +56,24 @@ IntegerTable integer_table(TablesBlock& block, const AxisTaps& rows, const AxisT
                            int unit, int exponent, int steps) {
   IntegerTable t;
   t.steps = steps;
-  const double scale = std::ldexp(1.0, exponent);
+  std::size_t place[32] = {};  // of a column, in a fragment
+  for (int k = 0; k < 32; ++k) {
+    place[integer_column(unit, k)] = static_cast<std::size_t>(k % 16 / 4 * 8 + k % 4 + 4 * (k / 16));
+  }
   constexpr std::size_t kDigit = 32 * 8;  // bytes of a fragment
   std::vector<std::int8_t> fragments(octets.first.size() * static_cast<std::size_t>(steps) * 3 * kDigit);
-  std::int8_t* to = fragments.data();
-  for (std::size_t o = 0; o < octets.first.size(); ++o) {
-    for (int step = 0; step < t.steps; ++step, to += 2 * kDigit) {
-      for (int lane = 0; lane < 32; ++lane) {
-        for (int i = 0; i < 8; ++i, ++to) {
-          const int k = lane % 4 * 4 + i % 4 + 16 * (i / 4);
-          const int input = octets.first[o] + 32 * step + integer_column(unit, k);
-          const double weight = weight_at(columns, static_cast<int>(o) * 8 + lane / 4, input);
-          if (weight == 0) continue;
-          int rest = static_cast<int>(std::rint(weight * scale));
-          to[2 * kDigit] = static_cast<std::int8_t>(rest & 0xff);
-          rest = (rest - to[2 * kDigit]) / 256;
-          to[kDigit] = static_cast<std::int8_t>(rest & 0xff);
-          *to = static_cast<std::int8_t>((rest - to[kDigit]) / 256);
-        }
-      }
+  for (std::size_t x = 0; x < columns.start.size(); ++x) {
+    const int first = columns.start[x] - octets.first[x / 8];
+    const std::vector<int> whole = whole_weights(columns.weight[x], std::ldexp(1.0, exponent));
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      const std::size_t input = static_cast<std::size_t>(first) + i;
+      const std::size_t fragment = (x / 8 * static_cast<std::size_t>(steps) + input / 32) * 3;
+      std::int8_t* to = fragments.data() + fragment * kDigit + x % 8 * 32 + place[input % 32];
+      int rest = whole[i];
+      to[2 * kDigit] = static_cast<std::int8_t>(rest & 0xff);
+      rest = (rest - to[2 * kDigit]) / 256;
+      to[kDigit] = static_cast<std::int8_t>(rest & 0xff);
+      *to = static_cast<std::int8_t>((rest - to[kDigit]) / 256);
     }
   }
   t.column_first = block.put(octets.first);
