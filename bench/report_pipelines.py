@@ -227,6 +227,7 @@ def _lost(result: dict[str, Any], console: Any) -> None:
     busy(result, console)
 
 
+_READY = "planes ready"
 _FILE_SHADES = ("#5b6b7a", "#7f8d9a", "#9aa5b1", "#b9c2ca")
 _FILE_TITLES = {
     "clips": ("Two seconds of a file, pictures, sound and words: times mmcore's time", "ms a clip"),
@@ -243,6 +244,7 @@ def files_plot(result: dict[str, Any], plt: Any) -> Any:
     height = 0.2 * sum(len(r["competitors"]) + 0.8 for r in rows) + 1.7
     figure, axis = plt.subplots(figsize=(11, height))
     labelled: set[str] = set()
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}  # over the line
     at_row, position, room = [], 0.0, 1.0
     for row in rows:
         names = [n for n in colours if n in row["competitors"]]
@@ -255,7 +257,7 @@ def files_plot(result: dict[str, Any], plt: Any) -> Any:
             )
             labelled.add(name)
             text = f" {times:.2f}  ({entry['ms'][1]:.3g} {unit})"
-            axis.text(times, position, text, va="center", fontsize=7.5, color=QUIET)
+            axis.text(times, position, text, va="center", fontsize=7.5, color=QUIET, bbox=behind)
             room = max(room, times)
             position += 1
         position += 0.8
@@ -280,9 +282,6 @@ def files_plot(result: dict[str, Any], plt: Any) -> Any:
         f"Line: mmcore. {result['threads']} thread(s), {result['clock']} clock, medians of "
         f"{result['rounds']} interleaved rounds.",
         result,
-        lines=3,
+        lines=2,
     )
     return figure
-
-
-_READY = "planes ready"

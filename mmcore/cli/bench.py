@@ -26,7 +26,7 @@ class Suite(StrEnum):
     log_mel = "log_mel"
     system = "system"
     clips = "clips"
-    encode = "encode"
+    encode_ = "encode"  # a str has a method encode
 
 
 class Clock(StrEnum):
