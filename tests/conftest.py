@@ -15,9 +15,6 @@ import torch
 # module, though it may be their working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-NEEDS_GPU = "needs a CUDA device"
-"""Why a test with the marker ``gpu`` is skipped where there is none."""
-
 _LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 _REAL_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts"}
@@ -27,14 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEFT_OUT] = {}
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses among the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the marker ``gpu`` without a device, and put it on tests that are skipped for the same reason."""
-    for item in items:
-        if any(mark.kwargs.get("reason") == NEEDS_GPU for mark in item.iter_markers("skipif")):
-            item.add_marker("gpu")
-        elif item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason=NEEDS_GPU))
+    """Skip what has the marker ``gpu`` where there is no device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.hookimpl(wrapper=True)

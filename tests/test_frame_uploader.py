@@ -522,7 +522,7 @@ def test_auto_gives_the_same_either_way(gpu: FakeGpu, monkeypatch: pytest.Monkey
 
 # --- the same on a GPU
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_gpu = pytest.mark.gpu
 
 
 @needs_gpu

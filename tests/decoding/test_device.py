@@ -310,7 +310,7 @@ def test_workers_that_were_forked_say_so(gpu: FakeGpu, clip: Path, monkeypatch: 
 
 # --- the same on a GPU
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_gpu = pytest.mark.gpu
 
 
 @needs_gpu
