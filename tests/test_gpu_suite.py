@@ -147,6 +147,16 @@ def test_what_is_wrong_is_missed_and_breaks_the_run(section: str, change: dict[s
     assert report.broken(record)
 
 
+def test_a_row_without_mmcore_is_an_error() -> None:
+    record = full_record()
+    row = record["sections"]["losses"]["rows"]["InfoNCE 4096x512"]
+    row["absent"] = {"Liger-Kernel": "not installed"}
+    assert not report.broken(record)
+    row["absent"]["mmcore, graph"] = "AcceleratorError: not permitted"
+    assert report.broken(record)
+    assert "ERROR losses: InfoNCE 4096x512: mmcore, graph: AcceleratorError" in report.table(record)
+
+
 def test_what_was_not_run_says_why() -> None:
     record = full_record()
     del record["sections"]["nvdec"], record["sections"]["decode"]["over_torchcodec"]

@@ -30,9 +30,20 @@ def broken(record: dict[str, Any]) -> bool:
     """Whether a check failed or a section broke; goals of speed that were missed do not count."""
     for section in record["sections"].values():
         for part in section.get("parts", [section]):
-            if part.get("errors") or part.get("failures"):
+            if part.get("errors") or part.get("failures") or _own_failures(part):
                 return True
     return any(o.state == goals.MISSED and o.goal == "all right" for o in goals.outcomes(record))
+
+
+def _own_failures(part: dict[str, Any]) -> list[str]:
+    """Where mmcore itself is absent from a row: peers may be, and are listed with the figures."""
+    rows = part.get("rows", {})
+    return [
+        f"{case}: {who}: {why}"
+        for case, row in (rows.items() if isinstance(rows, dict) else ())
+        for who, why in row.get("absent", {}).items()
+        if who.startswith("mmcore")
+    ]
 
 
 def table(record: dict[str, Any]) -> str:
@@ -154,6 +165,7 @@ def _errors(record: dict[str, Any], lines: list[str]) -> None:
     for name, section in record["sections"].items():
         for part in section.get("parts", [section]):
             shown += [f"not run: {name}: {what}: {why}" for what, why in part.get("not_run", {}).items()]
+            shown += [f"ERROR {name}: {failure[:300]}" for failure in _own_failures(part)]
             for what, text in part.get("errors", {}).items():
                 last = text.strip().splitlines()[-1][:200] if text.strip() else ""
                 shown.append(f"ERROR {name}: {what}: {last}")
