@@ -96,20 +96,31 @@ void integer(const FrameDesc& f, const OutputDesc& out, int strip_rows) {
     std::vector<IntegerWarp<kSteps>> warp(static_cast<std::size_t>(warps));
     for (int i = 0; i < 32 * warps; ++i) integer_clear(b, memory, i, 32 * warps);
     for (int w = 0; w < warps; ++w) integer_begin<kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], w);
+    // What no barrier separates comes in another order in every other block: it must not matter.
+    const bool backwards = block % 2;
+    const auto each = [&](int count, auto body) {
+      for (int i = 0; i < count; ++i) body(backwards ? count - 1 - i : i);
+    };
     int y = b.y0;
     for (int chunk = -stages; chunk < b.chunks; ++chunk) {
       const int slot = (chunk + stages) % stages;
       const int next = (chunk + stages) % (stages + 1), place = (chunk + stages + 1) % (stages + 1);
-      for (int w = 0; chunk >= 0 && w < warps; ++w) {
-        integer_horizontal<T, kSteps, kPitch>(b, warp[static_cast<std::size_t>(w)], memory, chunk, slot, place, w);
+      const auto load = [&] {
+        each(warps, [&](int w) { integer_load(b, memory, chunk + stages, slot, next, w, warps); });
+      };
+      if (chunk >= 0) {
+        each(warps, [&](int w) {
+          const auto& weights = warp[static_cast<std::size_t>(w)];
+          integer_horizontal<T, kSteps, kPitch>(b, weights, memory, chunk, slot, place, w);
+        });
       }
-      for (int w = 0; w < warps; ++w) integer_load(b, memory, chunk + stages, slot, next, w, warps);
-      if (chunk < 0) continue;
-      if (b.list[place].y0 != y) throw std::exception();
-      y = b.list[place].y1;
-      for (int i = 0; i < 32 * warps; ++i) {
-        integer_vertical<kOctets>(b, out, memory, place, i, 32 * warps);
+      if (!backwards) load();
+      if (chunk >= 0) {
+        if (b.list[place].y0 != y) throw std::exception();
+        y = b.list[place].y1;
+        each(32 * warps, [&](int i) { integer_vertical<kOctets>(b, out, memory, place, i, 32 * warps); });
       }
+      if (backwards) load();
     }
     if (y != b.y1 || memory[size] != 0xff) throw std::exception();
   }
