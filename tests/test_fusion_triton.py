@@ -75,14 +75,24 @@ def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
 def test_a_row_is_cut_into_chunks_with_a_small_rest(depth: int) -> None:
     from mmcore.backends.triton.fusion import _chunks, _tile
 
-    block, chunks = _chunks(depth)
+    block, chunks = _chunks(depth, 3)
     assert block & (block - 1) == 0, "Triton's tiles are powers of two"
-    assert 0 <= block * chunks - depth < max(64, depth // 3)
+    assert 0 <= block * chunks - depth < max(128, depth // 3)
     for live, sums in ((4, 0), (4, 6), (14, 26), (65, 0)):
-        tile = _tile(depth, True, live, sums)
+        tile = _tile(depth, True, live, sums, 3)
         assert (tile.block, tile.chunks, tile.parts) == (block, chunks, 1)
         assert tile.holds(live, sums) or (tile.rows, tile.warps) == (1, 16)
     assert depth < 512 or _tile(depth, True, 4).rows == 1
+
+
+def test_code_is_not_compiled_too_often() -> None:
+    from mmcore.backends.triton.fusion import _chunks
+
+    assert _chunks(768, 16) == (256, 3)
+    assert _chunks(768, 32) == (1024, 1), "16 modalities with a norm"
+    assert _chunks(1152, 6) == (128, 9)
+    assert _chunks(1152, 8) == (512, 3)
+    assert _chunks(1000, 3) == (256, 4)
 
 
 def test_a_row_of_768_channels_is_one_warp() -> None:

@@ -93,8 +93,8 @@ def _chosen(config: Config) -> Iterator[None]:
     kept = fusion._tile, fusion._keeps, fusion._programs
     tile, _, count = kept
 
-    def chosen(depth: int, whole: bool, live: int, sums: int = 0) -> fusion._Tile:
-        return tile(depth, whole, live, sums)._replace(rows=1, warps=warps)
+    def chosen(*arguments: Any) -> fusion._Tile:
+        return tile(*arguments)._replace(rows=1, warps=warps)
 
     fusion._tile = chosen
     fusion._keeps = lambda tile, live, sums=0: keep

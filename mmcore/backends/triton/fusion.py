@@ -49,8 +49,8 @@ of either with sums in registers. So many are launched: all have the same share,
 _REGISTERS = 200
 """A thread has at most, where it holds sums: more, as Triton 3.6 would take, and fewer run at once."""
 
-_CHUNK, _CHUNKS = 64, 9
-"""Channels of a chunk at least, and chunks of a row at most: each is code of its own."""
+_CHUNK, _CHUNKS, _COPIES = 64, 9, 54
+"""Channels of a chunk at least, chunks of a row at most, copies of the code for a chunk in a kernel at most."""
 
 _WARPS = 16
 _COMPILED = isinstance(kernels.fusion_forward_kernel, JITFunction)
@@ -78,13 +78,14 @@ class _Tile(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _tile(depth: int, whole: bool, live: int, sums: int = 0) -> _Tile:
+def _tile(depth: int, whole: bool, live: int, sums: int = 0, copies: int = 1) -> _Tile:
     """Tile of rows of ``depth`` channels; ``whole``: of whole rows.
 
-    ``live``: tiles held at the same time; ``sums``: sums of that size that are held from tile to tile. As few
-    warps as hold them: one, whose sums over channels need no barrier, for three modalities of 768 channels.
+    ``live``: tiles held at the same time; ``sums``: sums of that size that are held from tile to tile;
+    ``copies``: of the code for a chunk. As few warps as hold them: one, whose sums over channels need no
+    barrier, for three modalities of 768 channels.
     """
-    block, chunks = _chunks(depth) if whole else (min(TILE, _power_of_two(depth)), 1)
+    block, chunks = _chunks(depth, copies) if whole else (min(TILE, _power_of_two(depth)), 1)
     width = block * chunks
     rows = max(1, _LEAST // _power_of_two(width))
     tile = _Tile(rows, block, chunks, -(-depth // width), 1)
@@ -98,14 +99,17 @@ def _keeps(tile: _Tile, live: int, sums: int = 0) -> bool:
     return tile.holds(live, sums)
 
 
-def _chunks(depth: int) -> tuple[int, int]:
-    """Channels of a chunk, a power of two, and chunks of a row: without a rest, or with a small one."""
-    block, padded = depth & -depth, _power_of_two(depth)
-    if padded <= _CHUNK:
-        return padded, 1
-    if depth // block > _CHUNKS or block < _CHUNK:
-        block = max(padded // 4, _CHUNK)
-    return block, -(-depth // block)
+def _chunks(depth: int, copies: int) -> tuple[int, int]:
+    """Channels of a chunk, a power of two, and chunks of a row: without a rest, or with a small one.
+
+    One with what may be a large rest if chunks would take too long to compile.
+    """
+    padded = _power_of_two(depth)
+    for block, most in ((depth & -depth, _CHUNKS), (padded // 4, 4)):
+        chunks = -(-depth // max(1, block))
+        if block >= _CHUNK and chunks <= most and chunks * copies <= _COPIES:
+            return block, chunks
+    return padded, 1
 
 
 def _power_of_two(n: int) -> int:
@@ -179,6 +183,7 @@ class _Call:
         block = _power_of_two(self.depth)
         self.long = block > MAX_BLOCK or (self.per_channel and self.count * block > 4 * MAX_BLOCK)
         self.shared = weights.dim() == 1 and mask is None
+        self.copies = self.count * (1 if self.norm == "none" else 2)
         longest = max(self.sources)
         aligned = [s for s, kind in zip(self.sources, self.align, strict=True) if kind != "none"]
         products = 2 * (self.steps + 1) * (max(aligned, default=0) + 2)
@@ -266,7 +271,7 @@ def weighted_fusion(
         stats = call.stats(None)
         # Rows of more modalities than four come one by one, if they can.
         held = call.count if call.norm != "none" else min(call.count, 4)
-        tile = _tile(call.depth, not call.long, held + 1 + call.per_channel * call.count)
+        tile = _tile(call.depth, not call.long, held + 1 + call.per_channel * call.count, 0, call.copies)
         arguments = {
             "out": out,
             "stats": stats,
@@ -349,17 +354,17 @@ class _Backward:
         whole = not call.long
         held = (M + 1 if call.norm != "none" else min(M, 4) + 1) + M * per_channel
         sums = M * len(affine)
-        tile = _tile(call.depth, whole, held, sums)
+        tile = _tile(call.depth, whole, held, sums, call.copies)
         # Sums of every modality's norm_weight and norm_bias stay in registers, if they fit; then features
         # come one by one, unless there is room for them too.
         fits = whole and (not affine or tile.holds(held, sums))
         if not fits:
-            tile = _tile(call.depth, whole, held)
+            tile = _tile(call.depth, whole, held, 0, call.copies)
         keep = _keeps(tile, held, sums + M if affine and fits else 0)
         wanted = [bool(affine) or dx is not None for dx in self.dfeatures]
         fused = tuple(want and fits and kind == "none" for want, kind in zip(wanted, call.align, strict=True))
         rest = tuple(m for m in range(M) if wanted[m] and not fused[m])
-        source_tile = _tile(call.depth, whole, 3 + M * per_channel, len(affine))
+        source_tile = _tile(call.depth, whole, 3 + M * per_channel, len(affine), call.copies)
         tiles = -(-call.rows // tile.rows)
         source_tiles = max((-(-call.batch * call.sources[m] // source_tile.rows) for m in rest), default=0)
         programs = min(tiles, call.programs(tile, _RESIDENT_SUMS if affine and any(fused) else _RESIDENT))
