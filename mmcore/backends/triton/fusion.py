@@ -50,7 +50,7 @@ _REGISTERS = 200
 """A thread has at most, where it holds sums: more, as Triton 3.6 would take, and fewer run at once."""
 
 _CHUNK, _CHUNKS, _COPIES = 64, 9, 54
-"""Channels of a chunk at least, chunks of a row at most, copies of the code for a chunk in a kernel at most."""
+"""Channels of a chunk at least, chunks of a row at most, copies of a chunk's code in a kernel at most."""
 
 _WARPS = 16
 _COMPILED = isinstance(kernels.fusion_forward_kernel, JITFunction)
