@@ -23,7 +23,19 @@ from bench import media, timing
 from bench.bench_decode import check
 from bench.bench_system import source
 from bench.cases import MEAN, STD
-from bench.clip_peers import OURS, PEERS, RATE, SECONDS, ClipCase, Found, Peer, Run, log_mel, words_between
+from bench.clip_peers import (
+    OURS,
+    RATE,
+    SAVED,
+    SECONDS,
+    ClipCase,
+    Found,
+    Peer,
+    Run,
+    log_mel,
+    peers,
+    words_between,
+)
 from bench.file_access import file_access
 
 __all__ = ["CASES", "Prepared", "clip_file", "measure", "prepare", "run"]
@@ -190,12 +202,12 @@ class Prepared:
     absent: dict[str, str]
 
 
-def prepare(case: ClipCase, peers: Sequence[Peer], threads: int = 1) -> Prepared:
+def prepare(case: ClipCase, threads: int = 1) -> Prepared:
     """Make and check the competitors; one that does not import, or gives other clips, is absent."""
     path = clip_file(case)
     prepared = Prepared(path, {}, {}, {})
     expected = plain(case, path)
-    for peer in peers:
+    for peer in peers(case):
         reason = peer.missing()
         if reason is None:
             call = peer.prepare(case, path, threads)
@@ -203,7 +215,7 @@ def prepare(case: ClipCase, peers: Sequence[Peer], threads: int = 1) -> Prepared
                 prepared.differences[peer.name] = agree(peer, case, call(), expected)
                 prepared.runs[peer.name] = call
             except Exception as e:  # whatever a library raises, the others are compared
-                if peer.name == OURS:
+                if peer.name in (OURS, SAVED):
                     raise
                 reason = f"{type(e).__name__}: {e}".partition("\n")[0]
         if reason is not None:
@@ -253,7 +265,7 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Check a case and time it: its row of the record, and who is absent for which reason."""
     progress(f"{case.name}: checking")
-    prepared = prepare(case, PEERS, threads)
+    prepared = prepare(case, threads)
     progress(f"{case.name}: {rounds} rounds")
     samples = timing.interleave(prepared.runs, rounds)
     clips = len(case.starts)
@@ -268,14 +280,14 @@ def measure(
             "bytes_read": None if access is None else access[1] / clips,
             "differences": prepared.differences[name],
         }
-    peers = [name for name in entries if name != OURS]
+    others = [name for name in entries if name not in (OURS, SAVED)]
     wall, cpu = (sum(sum(getattr(s, c)) for s in samples.values()) for c in ("wall", "cpu"))
     row = {
         "case": case.name,
         "clips": clips,
         "file_bytes": prepared.path.stat().st_size,
         "competitors": entries,
-        "best_peer": min(peers, key=lambda n: entries[n]["over_ours"][1], default=None),
+        "best_peer": min(others, key=lambda n: entries[n]["over_ours"][1], default=None),
         "wall_over_cpu": wall / cpu,
     }
     return row, {f"{name}, {case.name}": reason for name, reason in prepared.absent.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.report_shared import OURS, QUIET, at_least, busy, milliseconds, quartiles, titles
+from bench.report_shared import OURS, OURS_SOFT, QUIET, at_least, busy, milliseconds, quartiles, titles
 
 __all__ = [
     "clips_table",
@@ -239,8 +239,9 @@ def files_plot(result: dict[str, Any], plt: Any) -> Any:
     """Bars of every competitor, of the suites clips and encode."""
     rows = result["rows"]
     title, unit = _FILE_TITLES[result["suite"]]
-    peers = list(dict.fromkeys(n for r in rows for n in r["competitors"] if n not in ("mmcore", _READY)))
-    colours = {**dict(zip(peers, _FILE_SHADES, strict=False)), _READY: "#e0b062", "mmcore": OURS}
+    colours = {_READY: "#e0b062", "mmcore saved index": OURS_SOFT, "mmcore": OURS}
+    peers = dict.fromkeys(n for r in rows for n in r["competitors"] if n not in colours)
+    colours = dict(zip(peers, _FILE_SHADES, strict=False)) | colours
     height = 0.2 * sum(len(r["competitors"]) + 0.8 for r in rows) + 1.7
     figure, axis = plt.subplots(figsize=(11, height))
     labelled: set[str] = set()

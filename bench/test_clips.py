@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from bench.bench_clips import CASES, Prepared, prepare
-from bench.clip_peers import PEERS, ClipCase, Peer
+from bench.bench_clips import CASES, prepare
+from bench.clip_peers import ClipCase, Peer, peers
+
+_prepared = functools.cache(prepare)
+_CALLS = [
+    pytest.param(c, p, id=f"{c.name}-{p.name}".replace(" ", "-").replace(",", ""))
+    for c in CASES
+    for p in peers(c)
+]
 
 
-@functools.cache
-def _prepared(case: ClipCase) -> Prepared:
-    return prepare(case, PEERS)
-
-
-@pytest.mark.parametrize("competitor", PEERS, ids=lambda p: p.name.replace(" ", "-"))
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name.replace(" ", "-").replace(",", ""))
+@pytest.mark.parametrize(("case", "competitor"), _CALLS)
 def test_clips(benchmark: Any, case: ClipCase, competitor: Peer) -> None:
     prepared = _prepared(case)
     if competitor.name in prepared.absent:

@@ -22,7 +22,7 @@ import bench  # noqa: E402
 from bench import bench_clips, bench_encode, clip_peers  # noqa: E402
 from bench.bench_clips import agree, plain  # noqa: E402
 from bench.bench_encode import COMPETITORS, PLANES, EncodeCase  # noqa: E402
-from bench.clip_peers import OURS, PEERS, ClipCase, Found  # noqa: E402
+from bench.clip_peers import OURS, PEERS, SAVED, ClipCase, Found  # noqa: E402
 from bench.file_access import file_access  # noqa: E402
 
 _WORDS = ("one", "two", "three")
@@ -85,9 +85,10 @@ def _clip_case(file: str, mel: bool = True, once: bool = False, far: float = 0.0
     ],
 )
 def test_everybody_reads_the_same_clips(small_file: Path, case: ClipCase) -> None:
-    prepared = bench_clips.prepare(case, PEERS)
+    prepared = bench_clips.prepare(case)
     assert {"PyAV opened per stream", "PyAV opened once", OURS} <= set(prepared.runs), prepared.absent
     assert prepared.differences[OURS]["pictures"] == 0
+    assert (SAVED in prepared.runs) == (case.file == "minutes")
     opened = dict.fromkeys(prepared.runs, 0.0)
     for name, run in prepared.runs.items():
         found = file_access(run, [prepared.path])
@@ -128,7 +129,7 @@ def test_clips_in_miniature(small_file: Path, tmp_path: Path, monkeypatch: pytes
     assert json.loads(record.read_text(encoding="utf-8"))["rows"][0]["clips"] == 2
     (row,) = result["rows"]
     assert row["competitors"][OURS]["over_ours"] == (1, 1, 1)
-    assert row["best_peer"] in {p.name for p in PEERS if p.name != OURS}
+    assert row["best_peer"] in {p.name for p in PEERS if p.name not in (OURS, SAVED)}
     assert min(e["ms"][0] for e in row["competitors"].values()) > 0
     assert plot.stat().st_size > 10_000
 
