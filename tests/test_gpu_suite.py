@@ -222,6 +222,14 @@ def test_the_picture_is_drawn(empty: bool, tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_goals_of_the_picture_have_their_subject() -> None:
+    record = full_record()
+    del record["sections"]["decode"]["over_torchcodec"]
+    names = [name for name, _ in plot._named(goals.outcomes(record))]
+    assert "decode and convert, over PyAV, RGB and torch" in names
+    assert "cross entropy 8192x128256, over Liger-Kernel" in names
+
+
 def test_newest_record_of_a_gpu_can_be_shown() -> None:
     newest = sorted((ROOT / "bench" / "results").glob("gpu-*.json"))[-1]
     record = json.loads(newest.read_text(encoding="utf-8"))

@@ -36,7 +36,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    reached = [o for o in goals.outcomes(record) if o.share is not None]
+    reached = [(name, o) for name, o in _named(goals.outcomes(record)) if o.share is not None]
     speeds, shares = _speeds(record), _shares(record)
     # Bars are of one height in all of the panels, the longest of which fills the picture.
     lengths = [2 * len(reached), *(sum(len(v) + 1 for _, v in rows) for rows in (speeds, shares))]
@@ -97,26 +97,26 @@ def _shares(record: dict[str, Any]) -> Rows:
     return found
 
 
-def _goals(axis: Any, reached: Sequence[goals.Outcome]) -> None:
-    for i, o in enumerate(reached):
+def _named(outcomes: Sequence[goals.Outcome]) -> list[tuple[str, goals.Outcome]]:
+    """Lines of the table that go on with the one above get its subject."""
+    found, subject = [], ""
+    for o in outcomes:
+        if o.what.startswith("  "):
+            found.append((f"{subject}, {o.what.strip()}", o))
+        else:
+            subject = o.what.partition(", ")[0]
+            found.append((o.what, o))
+    return found
+
+
+def _goals(axis: Any, reached: Sequence[tuple[str, goals.Outcome]]) -> None:
+    for i, (_, o) in enumerate(reached):
         assert o.share is not None
-        colour = _OURS if o.state == goals.MET else _SAND
-        axis.barh(2 * i, min(o.share, _GOALS_SHOWN), height=1.5, color=colour)
-        axis.text(
-            min(o.share, _GOALS_SHOWN), 2 * i, f" {o.reached} ({o.goal})", va="center", fontsize=8, color=_INK
-        )
-    axis.set_yticks(
-        [2 * i for i in range(len(reached))], [_full(reached, i) for i in range(len(reached))], fontsize=8
-    )
+        length = min(o.share, _GOALS_SHOWN)
+        axis.barh(2 * i, length, height=1.5, color=_OURS if o.state == goals.MET else _SAND)
+        axis.text(length, 2 * i, f" {o.reached} ({o.goal})", va="center", fontsize=8, color=_INK)
+    axis.set_yticks([2 * i for i in range(len(reached))], [name for name, _ in reached], fontsize=8)
     _finish(axis, "What was reached, as a part of the goal")
-
-
-def _full(reached: Sequence[goals.Outcome], i: int) -> str:
-    """Lines of the table that go on with the one above have its subject."""
-    if not reached[i].what.startswith("  "):
-        return reached[i].what
-    subject = next((o.what for o in reversed(reached[:i]) if not o.what.startswith("  ")), "")
-    return f"{subject.partition(', ')[0]}, {reached[i].what.strip()}"
 
 
 def _bars(axis: Any, rows: Rows, title: str) -> None:
