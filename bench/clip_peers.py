@@ -207,6 +207,10 @@ class _Clips:
 
     def close(self) -> None:
         self.ahead = None
+        for container in self.containers.values() if self.threads != 1 else ():
+            container.streams.video[
+                0
+            ].codec_context.flush_buffers()  # closing with packets in flight has hung
         self.containers.clear()
         self.stack.close()
 
@@ -223,6 +227,8 @@ class _Clips:
         if name not in self.containers:
             container = self.stack.enter_context(av.open(str(self.path)))
             container.streams.video[0].codec_context.thread_count = self.threads
+            if self.threads != 1:
+                container.streams.video[0].thread_type = "FRAME"
             self.containers[name] = container
         container = self.containers[name]
         for stream in container.streams:
@@ -244,8 +250,6 @@ class _Clips:
         chosen, last = _shown(frames, start, self.case.frames)
         if last is not None:  # the next clip may go on from here
             self.ahead, self.position = itertools.chain((last,), frames), last.time
-        if self.threads != 1 and not self.case.once:
-            stream.codec_context.flush_buffers()  # closing with packets in flight has hung
         sink, reformatter, size = (
             Sink(self.job, len(chosen), None, resize=False),
             VideoReformatter(),
