@@ -208,9 +208,8 @@ class _Clips:
     def close(self) -> None:
         self.ahead = None
         for container in self.containers.values() if self.threads != 1 else ():
-            container.streams.video[
-                0
-            ].codec_context.flush_buffers()  # closing with packets in flight has hung
+            stream = container.streams.video[0]
+            stream.codec_context.flush_buffers()  # closing with packets in flight has hung
         self.containers.clear()
         self.stack.close()
 
