@@ -182,7 +182,7 @@ def test_figures_of_a_dry_run_are_no_figures() -> None:
     record = full_record() | {"dry_run": True}
     found = states(record)
     assert found["frames kernels against float64"] == goals.MET
-    assert found["fusion (256,128,768) in a graph, of copy"] == goals.DRY
+    assert found["fusion (256,128,768), in a graph, of copy"] == goals.DRY
 
 
 def test_goals_name_cases_that_are_measured() -> None:
@@ -356,6 +356,7 @@ def test_every_way_of_decoding_gives_the_same(
 
     from bench.gpu import decode
 
+    monkeypatch.setattr(decode, "_SIZE", (24, 32))
     ours = decode._ours
     monkeypatch.setattr(decode, "_ours", lambda bench, *how: ours(Bench(CPU), *how))
     with fake_gpu(emulator, "eager") as gpu:
