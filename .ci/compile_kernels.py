@@ -168,6 +168,8 @@ def losses_calls() -> Iterator[Call]:
     yield Call("four heads, a long one", call(*mixed[1:], head(ce, 2048, 32000), log_vars=True), 128, one)
     weighed = Task.cross_entropy(weight=empty(151936), z_loss=1e-4)
     long_focal = Task.cross_entropy(focal_gamma=2.0, reduction="none")
+    smooth = Task.cross_entropy(label_smoothing=0.1, z_loss=1e-4)
+    yield Call("long rows, smoothing and z loss", call(head(smooth, 2048, 32000, bf16, masked=True)), 64, one)
     yield Call("long rows, z loss and weights", call(head(weighed, 4096, 151936, bf16, masked=True)), 64, one)
     yield Call("long rows, focal, unreduced", call(head(long_focal, 4096, 50257, bf16)), 64, one)
     focal, kept = Task.cross_entropy(focal_gamma=2.0), Task.cross_entropy(reduction="none")

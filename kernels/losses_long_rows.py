@@ -56,26 +56,39 @@ def _long_tile(
 def _grown(
     c,
     S,
+    Q,
     tile,
     start,
+    columns,
     label,
+    SMOOTH: tl.constexpr,
     FOCAL: tl.constexpr,
+    WHOLE: tl.constexpr,
     VECTORS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Of each lane, with a tile more: the largest x log2 e, and the sum of 2^(x log2 e - c)."""
+    """Of each lane, with a tile more: the largest x log2 e, c; S, the sum of 2^(x log2 e - c); with SMOOTH Q,
+    that of x log2 e - c, of which all terms have one sign, as has what a larger c adds.
+    """
     most = tl.max(tile[0], 1, keep_dims=True)
     for k in tl.static_range(1, VECTORS):
         most = tl.maximum(most, tl.max(tile[k], 1, keep_dims=True))
     new_c = tl.maximum(c, most * LOG2_E)
     S = S * tl.exp2(c - new_c)
+    if SMOOTH:
+        Q += (start // LANES) * (c - new_c)
     for k in tl.static_range(VECTORS):
-        e = tl.exp2(tl.fma(tile[k], LOG2_E, -new_c))
+        d = tl.fma(tile[k], LOG2_E, -new_c)
+        e = tl.exp2(d)
+        if SMOOTH:
+            if not WHOLE:
+                d = tl.where(_lanes(start, k, LANES, VECTOR) < columns, d, 0.0)
+            Q += tl.sum(d, 1, keep_dims=True)
         if FOCAL:
             e = tl.where(_is_at(label, start, k, LANES, VECTOR), 0.0, e)
         S += tl.sum(e, 1, keep_dims=True)
-    return new_c, S
+    return new_c, S, Q
 
 
 @triton.jit
@@ -86,17 +99,17 @@ def _store_tile(
     columns,
     label,
     c,
-    scale,
-    g_y,
+    factors,
     WHOLE: tl.constexpr,
     HAS_LABEL: tl.constexpr,
     VECTORS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Write the gradient of a tile."""
+    """Write the gradient of a tile. factors: of 2^(x log2 e - c), what is taken from it, and the label's."""
+    scale, even, g_y = factors
     for k in tl.static_range(VECTORS):
-        g = tl.exp2(tl.fma(tile[k], LOG2_E, -c)) * scale
+        g = tl.exp2(tl.fma(tile[k], LOG2_E, -c)) * scale - even
         if HAS_LABEL:
             g = tl.where(_is_at(label, start, k, LANES, VECTOR), g_y, g)
         cols = _lanes(start, k, LANES, VECTOR)
@@ -116,15 +129,17 @@ def _long_row(
     w,
     f,
     z_f,
+    smoothing,
     z_loss,
     gamma,
+    SMOOTH: tl.constexpr,
     Z: tl.constexpr,
     FOCAL: tl.constexpr,
     VECTORS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Loss and z loss of a row of ``_cross_entropy``, without smoothing; writes its gradient.
+    """Loss and z loss of a row of ``_cross_entropy``; writes its gradient. With SMOOTH w is 1.
 
     label: 0 where it does not exist.
 
@@ -142,19 +157,26 @@ def _long_row(
     x_y = tl.load(x_row + label).to(tl.float32)
     c = tl.full((LANES, 1), -1e30, tl.float32)  # never -inf: 2^(-inf - c) has to be 0
     S = tl.zeros((LANES, 1), tl.float32)  # FOCAL: without the label's
+    Q = tl.zeros((LANES, 1), tl.float32)
     for start in range(0, whole, TILE):
         tile = _long_tile(x_row, start, columns, True, FIRST, VECTORS, LANES, VECTOR)
-        c, S = _grown(c, S, tile, start, label, FOCAL, VECTORS, LANES, VECTOR)
+        c, S, Q = _grown(c, S, Q, tile, start, columns, label, SMOOTH, FOCAL, True, VECTORS, LANES, VECTOR)
     last = _long_tile(x_row, whole, columns, False, "", VECTORS, LANES, VECTOR)
-    c, S = _grown(c, S, last, whole, label, FOCAL, VECTORS, LANES, VECTOR)
+    c, S, Q = _grown(c, S, Q, last, whole, columns, label, SMOOTH, FOCAL, False, VECTORS, LANES, VECTOR)
     of_lanes = c
     c = tl.max(c)
     S = tl.sum(S * tl.exp2(of_lanes - c))
+    if SMOOTH:
+        n = tl.zeros((LANES, 1), tl.int32) + whole // LANES
+        for k in tl.static_range(VECTORS):
+            n += tl.sum((_lanes(whole, k, LANES, VECTOR) < columns).to(tl.int32), 1, keep_dims=True)
+        Q = tl.sum(Q + n * (of_lanes - c))
 
     x_y = tl.fma(x_y, LOG2_E, -c)  # in log2 e
     e_y = tl.exp2(x_y)
     of_label = w
     A = w
+    even = 0.0
     if FOCAL:
         others = S
         S = others + e_y
@@ -167,6 +189,11 @@ def _long_row(
         loss = -power * log_p
         of_label = power * (1.0 - gamma * (e_y / S) * log_p / r)
         A = of_label
+    elif SMOOTH:
+        even = smoothing / columns
+        of_label = 1.0 - smoothing
+        A = of_label + smoothing
+        loss = (of_label * (tl.log2(S) - x_y) + even * (columns * tl.log2(S) - Q)) * LN_2
     else:
         loss = A * ((tl.log2(S) - x_y) * LN_2)
     loss = tl.where(exists, loss, float("nan"))
@@ -179,20 +206,19 @@ def _long_row(
         a += 2.0 * z_loss * z_f * lse
     if dx_row is not None:
         scale = a / S
-        g_y = e_y * scale - f * of_label
-        _store_tile(dx_row, last, whole, columns, label, c, scale, g_y, False, True, VECTORS, LANES, VECTOR)
+        if SMOOTH:
+            even = f * even
+        g_y = e_y * scale - even - f * of_label
+        g = scale, even, g_y
+        _store_tile(dx_row, last, whole, columns, label, c, g, False, True, VECTORS, LANES, VECTOR)
         for back in range(0, whole, TILE):
             start = whole - TILE - back
             tile = _long_tile(x_row, start, columns, True, "evict_first", VECTORS, LANES, VECTOR)
             # Both ways store, so that the comparisons are a branch and not made for every tile.
             if (label >= start) & (label < start + TILE):
-                _store_tile(
-                    dx_row, tile, start, columns, label, c, scale, g_y, True, True, VECTORS, LANES, VECTOR
-                )
+                _store_tile(dx_row, tile, start, columns, label, c, g, True, True, VECTORS, LANES, VECTOR)
             else:
-                _store_tile(
-                    dx_row, tile, start, columns, label, c, scale, g_y, True, False, VECTORS, LANES, VECTOR
-                )
+                _store_tile(dx_row, tile, start, columns, label, c, g, True, False, VECTORS, LANES, VECTOR)
     return loss, z
 
 
@@ -213,9 +239,11 @@ def _long_rows_head(
     count,
     weight,
     ignore,
+    smoothing,
     z_loss,
     gamma,
     REDUCTION: tl.constexpr,
+    SMOOTH: tl.constexpr,
     Z: tl.constexpr,
     FOCAL: tl.constexpr,
     VECTORS: tl.constexpr,
@@ -254,8 +282,10 @@ def _long_rows_head(
                 w,
                 f,
                 z_f,
+                smoothing,
                 z_loss,
                 gamma,
+                SMOOTH,
                 Z,
                 FOCAL,
                 VECTORS,

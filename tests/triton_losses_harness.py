@@ -102,15 +102,17 @@ def _table() -> Iterator[KernelCase]:
     how = {"mask": "full", "absent": "one-head", "upstream": "losses"}
     yield KernelCase(LossCase(("mse",) * 32, (4,), 6, **how), _NORMAL)
     # rows of several blocks, labels in several parts, and programs of several tiles, of real sizes
-    for kind in ("ce", "ce-all", "ce-focal-weight", "ce-soft-all", "kl-t", "cosine"):
+    for kind in ("ce", "ce-smooth", "ce-all", "ce-focal-weight", "ce-soft-all", "kl-t", "cosine"):
         yield KernelCase(LossCase((kind,), (2,), 5003, dtypes="bf16", upstream="scaled"), _NORMAL)
     yield KernelCase(LossCase(("ce-weight", "mse"), (5001,), 3, mask="first", log_vars="unit"), _NORMAL)
     yield KernelCase(LossCase(("bce-pos", "smooth_l1"), (70, 61), 2, mask="full", weights="unit"), _NORMAL)
     how = {"mask": "first", "upstream": "scaled"}
-    for kind in ("ce", "ce-weight", "ce-z", "ce-focal-weight"):
+    for kind in ("ce", "ce-weight", "ce-smooth", "ce-z", "ce-focal-weight"):
         for columns, dtypes in ((17, "fp32"), (16, "bf16"), (9, "fp16"), (8, "fp32")):
             yield KernelCase(LossCase((kind,), (5,), columns, dtypes=dtypes, **how), _LONG)
-    yield KernelCase(LossCase(("ce", "mse", "ce-focal-weight"), (7,), 17, "none", upstream="all"), _LONG)
+    yield KernelCase(
+        LossCase(("ce", "mse", "ce-smooth", "ce-focal-weight"), (7,), 17, "none", upstream="all"), _LONG
+    )
     # computed in float64, by the reference
     yield KernelCase(LossCase(("ce", "mse"), dtypes="fp64-one", upstream="all"), _NORMAL)
 

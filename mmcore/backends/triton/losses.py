@@ -342,8 +342,9 @@ def _cuda_arch() -> int:
 
 def _is_long(head: Head) -> bool:
     """Whether it is a head of long rows of classes, which have a way of their own."""
-    x, plain = head.output, _kind(head) == "classes" and not head.task.options.label_smoothing
-    return plain and x.shape[1] > MAX_BLOCK and x.stride(1) == 1
+    x, options = head.output, head.task.options
+    plain = not options.label_smoothing or (head.weight is None and not options.focal_gamma)
+    return plain and _kind(head) == "classes" and x.shape[1] > MAX_BLOCK and x.stride(1) == 1
 
 
 def _warps(heads: Sequence[Head]) -> int:
