@@ -273,6 +273,7 @@ def test_checks_run_side_by_side_only_where_there_are_cores(monkeypatch: pytest.
     assert sum(sections._processes(checks, 0)) == 16
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sessions of processes")
 def test_a_section_that_dies_or_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(mmcore.__file__).parents[1]), str(ROOT))))
     real = next(s for s in sections.SECTIONS if s.name == "ceilings")
