@@ -86,10 +86,10 @@ def _our_planes(case: EncodeCase, x: Tensor) -> None:
 
 
 def _pyav(case: EncodeCase, x: Tensor, path: Path, threads: int) -> None:
-    _encode(case, path, threads, _pyav_planes(case, x))
+    _encode(case, path, threads, _pyav_planes(case, x, threads))
 
 
-def _pyav_planes(case: EncodeCase, x: Tensor) -> Iterator[Any]:
+def _pyav_planes(case: EncodeCase, x: Tensor, threads: int) -> Iterator[Any]:
     """Pictures in 4:2:0: bytes without a copy where they lie as FFmpeg has them, else planes of colours."""
     from av.video.reformatter import Colorspace, VideoReformatter
 
@@ -107,7 +107,7 @@ def _pyav_planes(case: EncodeCase, x: Tensor) -> Iterator[Any]:
                 target = torch.frombuffer(plane, dtype=torch.uint8)
                 rows = target.as_strided((case.height, case.width), (plane.line_size, 1))
                 rows.copy_(picture[c])
-        yield reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
+        yield reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=threads)
 
 
 def _encode(case: EncodeCase, path: Path, threads: int, pictures: Iterator[Any]) -> None:
@@ -177,7 +177,7 @@ def prepare(case: EncodeCase, names: Sequence[str], folder: Path, threads: int =
     for name in (OURS, *(n for n in names if n != OURS)):
         path = folder / f"{name}.mp4".replace(" ", "_")
         if name == PLANES:
-            ready = list(_pyav_planes(case, x))
+            ready = list(_pyav_planes(case, x, threads))
             call = functools.partial(_encode, case, path, threads, ready)
         else:
             call = functools.partial(_WAYS[name], case, x, path, threads)
@@ -197,7 +197,7 @@ def prepare(case: EncodeCase, names: Sequence[str], folder: Path, threads: int =
     if OURS in prepared.runs:
         prepared.conversions[OURS] = functools.partial(_our_planes, case, x)
     if PYAV in prepared.runs:
-        prepared.conversions[PYAV] = lambda: sum(1 for _ in _pyav_planes(case, x))
+        prepared.conversions[PYAV] = lambda: sum(1 for _ in _pyav_planes(case, x, threads))
     return prepared
 
 
