@@ -244,7 +244,8 @@ def run(
     cases = [c for c in CASES if only in c.name and (not quick or c.name in _QUICK)]
     if not cases:
         raise ValueError(f"only: no case's name contains {only!r}")
-    rows, absent = [], {}
+    rows: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
     for case in cases:
         row, missing = measure(case, rounds, threads, clock, progress)
         absent |= missing

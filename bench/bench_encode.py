@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -110,7 +110,7 @@ def _pyav_planes(case: EncodeCase, x: Tensor, threads: int) -> Iterator[Any]:
         yield reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=threads)
 
 
-def _encode(case: EncodeCase, path: Path, threads: int, pictures: Iterator[Any]) -> None:
+def _encode(case: EncodeCase, path: Path, threads: int, pictures: Iterable[Any]) -> None:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=_FPS)
         stream.width, stream.height, stream.pix_fmt = case.width, case.height, "yuv420p"
@@ -238,7 +238,8 @@ def run(
     cases = [c for c in CASES if only in c.name and (not quick or c.name in _QUICK)]
     if not cases:
         raise ValueError(f"only: no case's name contains {only!r}")
-    rows, absent = [], {}
+    rows: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
     for case in cases:
         row, missing = measure(case, rounds, threads, clock, progress)
         absent |= missing

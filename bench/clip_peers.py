@@ -271,8 +271,9 @@ class _Clips:
             raise AssertionError(f"expected sound at a multiple of {RATE} Hz, got {stream.rate}")
         container.seek(max(0, int((start - _BEFORE) / stream.time_base)), stream=stream)
         resampler = av.AudioResampler("fltp", "mono", RATE)
-        first, last, parts, count = round(start * RATE), round((start + SECONDS) * RATE), [], 0
-        begin = 0
+        first, last = round(start * RATE), round((start + SECONDS) * RATE)
+        begin = count = 0
+        parts: list[Tensor] = []
         for frame in container.decode(stream):
             if not parts and not count:
                 # Matroska rounds times to a thousandth of a second; AAC's frames follow each other from 0 on
