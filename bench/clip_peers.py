@@ -274,8 +274,8 @@ class _Clips:
         first, last = round(start * RATE), round((start + SECONDS) * RATE)
         begin = count = 0
         parts: list[Tensor] = []
-        for frame in container.decode(stream):
-            if not parts and not count:
+        for i, frame in enumerate(container.decode(stream)):
+            if i == 0:
                 # Matroska rounds times to a thousandth of a second; AAC's frames follow each other from 0 on
                 at = round(frame.pts * frame.time_base * stream.rate / frame.samples) * frame.samples
                 begin = -(-at // factor)
