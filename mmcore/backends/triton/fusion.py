@@ -36,8 +36,8 @@ MAX_BLOCK = 4096
 TILE = 1024
 """Channels of a part of longer rows."""
 
-_LEAST = 512
-"""Elements of a tile, of several rows where they are short: 16 a thread of one warp."""
+_LEAST, _ROWS = 512, 4
+"""Elements of a tile of short rows, 16 a thread of one warp; and its rows at most, each with its addresses."""
 
 NARROW = 2**31 - 2**12
 """Steps below it, and products of two numbers of steps, are int32 in the kernels."""
@@ -87,7 +87,7 @@ def _tile(depth: int, whole: bool, live: int, sums: int = 0, copies: int = 1) ->
     """
     block, chunks = _chunks(depth, copies) if whole else (min(TILE, _power_of_two(depth)), 1)
     width = block * chunks
-    rows = max(1, _LEAST // _power_of_two(width))
+    rows = min(_ROWS, max(1, _LEAST // _power_of_two(width)))
     tile = _Tile(rows, block, chunks, -(-depth // width), 1)
     while not tile.holds(live, sums) and (tile.rows > 1 or tile.warps < _WARPS):
         tile = tile._replace(rows=tile.rows // 2) if tile.rows > 1 else tile._replace(warps=2 * tile.warps)
