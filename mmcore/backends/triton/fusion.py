@@ -37,7 +37,7 @@ TILE = 1024
 """Channels of a part of longer rows."""
 
 _LEAST, _ROWS = 512, 4
-"""Elements of a tile of short rows, 16 a thread of one warp; and its rows at most, each with its addresses."""
+"""Elements of a tile of short rows, 16 a thread of one warp; and its rows at most: each has its addresses."""
 
 NARROW = 2**31 - 2**12
 """Steps below it, and products of two numbers of steps, are int32 in the kernels."""
