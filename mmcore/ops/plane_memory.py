@@ -278,6 +278,10 @@ def _split(
     parts = [fmt.component_size(i, 4, 4)[0] for i in range(1, fmt.num_planes)]
     if surface_height is None:
         surface_height = 4 * rows // (4 + sum(parts))
+        if surface_height < height:
+            raise ValueError(
+                f"arrays: {rows} rows of {fmt.name} hold a picture of {surface_height} rows, expected {height}"
+            )
     pitches = [plane.pitch] * fmt.num_planes
     blocks = []
     for p, address in enumerate(_stacked(plane.address, pitches, fmt, height, width, surface_height)):
