@@ -138,7 +138,10 @@ def _stacked(
         )
     rows = height if surface_height is None else as_int("surface_height", surface_height)
     if rows < height:
-        raise ValueError(f"surface_height: expected {height} (the frame's height) or more, got {rows}")
+        raise ValueError(
+            f"surface_height, or luma rows of the one array: expected {height} (the frame's height) or more,"
+            f" got {rows}"
+        )
     if any(p != pitches[0] or p < 0 for p in pitches):
         raise ValueError(f"Planes: one after another they have one pitch, not negative, got {list(pitches)}")
     # Chroma of half the height has its rows halved too: the second plane ends where the surface ends.
@@ -278,10 +281,6 @@ def _split(
     parts = [fmt.component_size(i, 4, 4)[0] for i in range(1, fmt.num_planes)]
     if surface_height is None:
         surface_height = 4 * rows // (4 + sum(parts))
-        if surface_height < height:
-            raise ValueError(
-                f"arrays: {rows} rows of {fmt.name} hold a picture of {surface_height} rows, expected {height}"
-            )
     pitches = [plane.pitch] * fmt.num_planes
     blocks = []
     for p, address in enumerate(_stacked(plane.address, pitches, fmt, height, width, surface_height)):
