@@ -105,7 +105,7 @@ def _device_tables(kinds: Sequence[SourceKind]) -> list[bytes]:
         return list(pool.map(lambda kind: kind.plan.device_tables(), kinds))
 
 
-_tables = _TableCache(128 << 20)  # some 300 kinds of 1080p frames
+_tables = _TableCache(128 << 20)  # some 240 kinds of 1080p frames
 
 
 def upload(block: bytearray, device: int) -> Tensor:
