@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import os
 import pickle
+import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1102,3 +1105,19 @@ def test_no_call_keeps_its_tensors_alive(upstream: float) -> None:
     alive = list(references())
     gc.collect()
     assert all(reference() is None for reference in alive)
+
+
+def test_numbers_that_a_graph_reads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = functools.lru_cache(lambda values, device: torch.tensor(values))
+    monkeypatch.setattr(losses_op, "_constant", on_cpu)
+    monkeypatch.setattr(losses_op, "_of_graphs", {})
+    with FakeTensorMode():
+        output = torch.empty(4, 5, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    passing = weakref.ref(losses_op._as_weights([0.5, 2.0], output))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = weakref.ref(losses_op._as_weights([0.25, 4.0], output))
+    on_cpu.cache_clear()
+    gc.collect()
+    assert passing() is None
+    assert captured() is not None

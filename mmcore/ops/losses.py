@@ -325,7 +325,13 @@ def _as_weights(weights: Any, first: Any) -> Tensor:
         raise TypeError(f"weights: expected numbers, got {weights!r}") from None
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return torch.tensor(values, dtype=torch.float32, device=device)  # not to be kept: it may be a fake
-    return _constant(values, device)
+    constant = _constant(values, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _of_graphs[values, device] = constant  # the graph holds its address, not the tensor
+    return constant
+
+
+_of_graphs: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
 @functools.lru_cache(maxsize=256)
